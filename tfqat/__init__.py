@@ -1,0 +1,56 @@
+"""tfqat: INT8 models for TensorRT from Keras models. The public names, imported when they are first used, so that `import tfqat` is quick."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_model": "tfqat.models.load",
+    "plan": "tfqat.placement.planner",
+    "Placement": "tfqat.placement.plan",
+    "QPoint": "tfqat.placement.plan",
+    "QuantSpec": "tfqat.spec",
+    "PerTensor": "tfqat.spec",
+    "PerChannel": "tfqat.spec",
+    "Calibrator": "tfqat.spec",
+    "quantize_model": "tfqat.quantize.apply",
+    "strip": "tfqat.quantize.apply",
+    "TensorRTScheme": "tfqat.quantize.scheme",
+    "WeightedQuantizeConfig": "tfqat.quantize.configs",
+    "InputQuantizeConfig": "tfqat.quantize.configs",
+    "TensorQuantizer": "tfqat.quantize.quantizers",
+    "ActivationQuantizer": "tfqat.quantize.quantizers",
+    "QuantizeWrapper": "tfqat.quantize.wrapper",
+    "calibrate": "tfqat.calibration.calibrate",
+    "Calibration": "tfqat.calibration.calibrate",
+    "qat_plan": "tfqat.recipe.modifiers",
+    "qat_compile": "tfqat.training.fit",
+    "qat_callbacks": "tfqat.training.callbacks",
+    "export_onnx": "tfqat.export.onnx",
+    "ExportReport": "tfqat.export.onnx",
+    "verify": "tfqat.export.verify",
+    "ParityReport": "tfqat.export.parity",
+    "compile_engine": "tfqat.engines.compile",
+    "EngineReport": "tfqat.engines.report",
+    "load_recipe": "tfqat.recipe.load",
+    "run": "tfqat.pipeline",
+    "RunResult": "tfqat.pipeline",
+}
+_MODULES = {"errors", "numerics"}
+
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return import_module(f"tfqat.{name}")
+    raise AttributeError(f"module 'tfqat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

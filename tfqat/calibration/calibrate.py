@@ -1,0 +1,124 @@
+"""Gives a quantized model its ranges: one pass over the data in float, then every calibrator's amax from the same histograms."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tfqat import numerics
+from tfqat.calibration.histogram import Histogram
+from tfqat.calibration.methods import amax_of
+from tfqat.calibration.observers import observe
+from tfqat.datasets import check_batch, inputs_of
+from tfqat.errors import DataError
+from tfqat.quantize import state
+from tfqat.spec import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointCalibration:
+    """The range of one point, how it was chosen and, for an activation, what the other calibrators would have chosen."""
+
+    amax: np.ndarray
+    method: str
+    candidates: Mapping[str, float] | None = None
+    histogram: Histogram | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object; `from_dict` reads it."""
+        return {
+            "amax": self.amax.tolist(),
+            "method": self.method,
+            "candidates": dict(self.candidates) if self.candidates else None,
+            "histogram": self.histogram.to_dict() if self.histogram else None,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PointCalibration:
+        """The inverse of `to_dict`."""
+        histogram = Histogram.from_dict(data["histogram"]) if data["histogram"] else None
+        return cls(amax=np.asarray(data["amax"], np.float32), method=data["method"], candidates=data["candidates"], histogram=histogram)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The ranges of all points of a model, by QPoint id."""
+
+    points: Mapping[str, PointCalibration]
+    batches: int
+    examples: int
+
+    @property
+    def dead_channels(self) -> dict[str, int]:
+        """How many channels of a point have the range 0, for the points that have any: their codes are all 0."""
+        return {name: int(np.sum(point.amax == 0)) for name, point in self.points.items() if np.any(point.amax == 0)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object; `from_dict` reads it."""
+        points = {name: point.to_dict() for name, point in self.points.items()}
+        return {"batches": self.batches, "examples": self.examples, "points": points}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Calibration:
+        """The inverse of `to_dict`."""
+        points = {name: PointCalibration.from_dict(point) for name, point in data["points"].items()}
+        return cls(points=points, batches=data["batches"], examples=data["examples"])
+
+
+def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibration:
+    """Choose the range of every quantizer of `qmodel` and set it; afterwards all quantizers are enabled.
+
+    Activations are observed in float, over one pass; each point's own calibrator chooses its amax. Weights get the largest magnitude
+    of each channel.
+
+    Args:
+        qmodel: a quantized model; its quantizers' state is set.
+        dataset: batches of inputs, or of (inputs, labels, ...); a tf.data.Dataset or any iterable.
+        batches: how many batches to look at.
+
+    Returns:
+        The chosen ranges with the histograms they came from. The same for any order of the batches.
+
+    Raises:
+        DataError: fewer batches than asked for, a batch of another shape than the model takes, NaN or Inf.
+    """
+    handles = state.handles(qmodel)
+    state.set_enabled(qmodel, False)
+    histograms, seen, examples = observe(qmodel, state.activation_inputs(qmodel), _checked(qmodel, dataset, batches))
+    if seen < batches:
+        raise DataError(f"calibration asked for {batches} batches, the data held {seen}: give more data, or set calibration.batches to {seen or 1}")
+    points: dict[str, PointCalibration] = {}
+    for name, handle in handles.items():
+        if handle.weight is not None:
+            points[name] = PointCalibration(amax=numerics.weight_amax(handle.weight, handle.point.spec).numpy(), method="max")
+        else:
+            points[name] = _choose(histograms[name], handle)
+    calibration = Calibration(points=points, batches=seen, examples=examples)
+    apply(qmodel, calibration)
+    return calibration
+
+
+def apply(qmodel: Any, calibration: Calibration) -> None:
+    """Set the ranges of a calibration on a model of the same placement."""
+    state.set_ranges(qmodel, {name: point.amax for name, point in calibration.points.items()})
+
+
+def _choose(histogram: Histogram, handle: state.Handle) -> PointCalibration:
+    calibrator, spec = handle.point.calibrator, handle.point.spec
+    candidates = {method: amax_of(histogram, replace(calibrator, method=method), spec) for method in METHODS}
+    return PointCalibration(
+        amax=np.asarray(candidates[calibrator.method], np.float32), method=calibrator.describe(), candidates=candidates, histogram=histogram
+    )
+
+
+def _checked(qmodel: Any, dataset: Iterable[Any], batches: int) -> Iterator[Any]:
+    for number, batch in enumerate(itertools.islice(dataset, batches)):
+        inputs = inputs_of(batch)
+        check_batch(qmodel, inputs, where=f"calibration batch {number}")
+        yield inputs
+
+

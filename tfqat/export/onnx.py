@@ -1,0 +1,126 @@
+"""Quantized Keras model -> ONNX file with Q/DQ that TensorRT compiles: weights as int8 codes, BatchNorm folded into their scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from tfqat import __version__, files
+from tfqat.errors import ExportError
+from tfqat.export import passes, tf2onnx_adapter
+from tfqat.export.passes import BatchNormResult, WeightCodes
+from tfqat.placement.plan import QPoint
+from tfqat.quantize import state
+from tfqat.quantize.apply import on_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written: the file, its size in bytes, the number of points of each kind, and what became of each BatchNorm."""
+
+    path: Path
+    opset: int
+    size_bytes: int
+    activations: int
+    weights: int
+    batch_norms: tuple[BatchNormResult, ...]
+    operations: Mapping[str, str]
+
+    @property
+    def kept_batch_norms(self) -> tuple[BatchNormResult, ...]:
+        """The BatchNorms that could not be folded, with the reason."""
+        return tuple(result for result in self.batch_norms if not result.folded)
+
+
+def export_onnx(
+    qmodel: Any, path: str | Path, *, opset: int = 17, fold_batchnorm: bool = True, metadata: Mapping[str, str] | None = None
+) -> ExportReport:
+    """Write a calibrated quantized model as an ONNX Q/DQ graph.
+
+    Args:
+        qmodel: a calibrated quantized model.
+        path: the file to write; written whole or not at all.
+        opset: 13 to 18.
+        fold_batchnorm: fold BatchNorm into the scales of the convolution before it.
+        metadata: entries for the file's metadata, such as the recipe's hash.
+
+    Raises:
+        NotCalibratedError: a quantizer has no range.
+        ExportError: the opset is out of range, an operation has no ONNX counterpart, or activations have a width other than 8 bits.
+    """
+    handles = state.handles(qmodel)
+    ranges = state.ranges(qmodel)
+    activations = [handle.point for handle in handles.values() if handle.weight is None]
+    _check_widths(activations)
+    markers = {point.id: tf2onnx_adapter.Marker(point, ranges[point.id]) for point in activations}
+    model = on_grid(qmodel, lambda point: markers[point.id])
+    converted = tf2onnx_adapter.convert(model, opset=opset, markers=tuple(markers.values()))
+    graph = converted.graph
+    passes.cancel_transposes(graph)
+    passes.quantize_weights(graph, [weight_codes_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None], prefix=model.name)
+    batch_norms = passes.fold_batch_norms(graph) if fold_batchnorm else ()
+    operations = passes.name_after_layers(graph, [layer.name for layer in model.layers], prefix=model.name)
+    size = _write(converted, Path(path), {**(metadata or {}), "tfqat.version": __version__, "tfqat.opset": str(opset)})
+    return ExportReport(
+        path=Path(path),
+        opset=opset,
+        size_bytes=size,
+        activations=len(activations),
+        weights=len(handles) - len(activations),
+        batch_norms=batch_norms,
+        operations=operations,
+    )
+
+
+def export_float_onnx(model: Any, path: str | Path, *, opset: int = 17) -> int:
+    """Write a float model as tf2onnx converts it, for comparison; returns the size in bytes."""
+    return _write(tf2onnx_adapter.convert(model, opset=opset), Path(path), {})
+
+
+def onnx_layout(codes: np.ndarray, scale: np.ndarray, class_name_of_weight: str) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """A Keras weight's codes and scales in ONNX's layout, with the axis of the scales.
+
+        kernel of Conv2D            (H, W, in, out)         -> (out, in, H, W),           axis 0
+        depthwise_kernel            (H, W, in, multiplier)  -> (in * multiplier, 1, H, W), axis 0
+        kernel of Dense             (in, out)               -> (in, out),                  axis 1
+    """
+    if class_name_of_weight == "depthwise_kernel":
+        codes, axis = codes.transpose(2, 3, 0, 1).reshape(-1, 1, *codes.shape[:2]), 0
+    elif codes.ndim == 4:
+        codes, axis = codes.transpose(3, 2, 0, 1), 0
+    else:
+        axis = 1
+    return codes, scale.reshape(-1) if scale.ndim else scale, axis if scale.ndim else None
+
+
+def weight_codes_in_onnx_layout(handle: state.Handle) -> WeightCodes:
+    """The codes and scales of a quantized weight as the exported graph holds them before BatchNorm is folded."""
+    codes, scale, axis = onnx_layout(*state.weight_codes(handle), handle.point.weight or "")
+    return WeightCodes(layer=handle.point.source, weight=handle.point.weight or "", codes=codes, scale=scale, axis=axis)
+
+
+def _check_widths(points: list[QPoint]) -> None:
+    narrow = [point.id for point in points if point.spec.num_bits != 8]
+    if narrow:
+        raise ExportError(f"activations of {narrow[0]!r} have a width other than 8 bits: QuantizeLinear has int8 codes only up to opset 18; use 8 bits")
+
+
+def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int:
+    model.metadata_props.update(metadata)
+    model.producer_name, model.producer_version = "tfqat", __version__
+    proto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}. This is a fault of tfqat: please report it") from error
+    # Shapes of inner values can be inferred again from the rest; in a small network they are 5% of the file.
+    del proto.graph.value_info[:]
+    data = proto.SerializeToString()
+    files.write_bytes(path, data)
+    return len(data)

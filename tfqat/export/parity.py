@@ -1,0 +1,170 @@
+"""What a comparison of int8 codes found: per point and over all points, local, end to end, and the noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfqat.export.structure import StructureCheck
+
+# Local: with identical codes at its inputs, a segment can differ only where a value lies at a tie.
+LOCAL_EQUAL, LOCAL_MAX_DIFFERENCE = 0.9999, 1
+# End to end a flipped code changes the sums of the next layer; float32 against float64 shows by how much, and that is allowed 1.5 times.
+FLOOR_FACTOR = 1.5
+TOP1_AGREEMENT = 0.998
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeDifference:
+    """How two sets of codes differ: `histogram[d]` counts the codes that are d apart."""
+
+    histogram: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def between(cls, first: np.ndarray, second: np.ndarray) -> CodeDifference:
+        """The difference of two int8 arrays of one shape."""
+        apart = np.abs(first.astype(np.int16) - second.astype(np.int16)).ravel()
+        counts = np.bincount(apart)
+        return cls(histogram={int(distance): int(counts[distance]) for distance in np.flatnonzero(counts)})
+
+    @classmethod
+    def total(cls, differences: Iterable[CodeDifference]) -> CodeDifference:
+        """All differences in one."""
+        merged: dict[int, int] = {}
+        for difference in differences:
+            for distance, count in difference.histogram.items():
+                merged[distance] = merged.get(distance, 0) + count
+        return cls(histogram=dict(sorted(merged.items())))
+
+    @property
+    def codes(self) -> int:
+        """How many codes were compared."""
+        return sum(self.histogram.values())
+
+    @property
+    def equal(self) -> float:
+        """The share of equal codes; 1.0 if none were compared."""
+        return self.histogram.get(0, 0) / self.codes if self.codes else 1.0
+
+    @property
+    def max_difference(self) -> int:
+        """The largest difference of two codes."""
+        return max(self.histogram, default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        histogram = {str(distance): count for distance, count in self.histogram.items()}
+        return {"equal": self.equal, "max_difference": self.max_difference, "codes": self.codes, "histogram": histogram}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointParity:
+    """The codes of one point, compared three ways."""
+
+    id: str
+    local: CodeDifference
+    end_to_end: CodeDifference
+    noise_floor: CodeDifference
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "id": self.id,
+            "local_equal": self.local.equal,
+            "local_max_difference": self.local.max_difference,
+            "end_to_end_equal": self.end_to_end.equal,
+            "end_to_end_max_difference": self.end_to_end.max_difference,
+            "floor_equal": self.noise_floor.equal,
+            "floor_max_difference": self.noise_floor.max_difference,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputParity:
+    """The model's outputs in Keras and in ONNX Runtime: largest difference, cosine, and how often the largest entry is the same."""
+
+    max_abs_difference: float
+    cosine: float
+    top1_agreement: float
+
+    @classmethod
+    def between(cls, first: np.ndarray, second: np.ndarray) -> OutputParity:
+        """The difference of two (examples, ...) arrays."""
+        a, b = first.reshape(len(first), -1).astype(np.float64), second.reshape(len(second), -1).astype(np.float64)
+        norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+        return cls(
+            max_abs_difference=float(np.abs(a - b).max(initial=0.0)),
+            cosine=float((a * b).sum() / norms) if norms else 1.0,
+            top1_agreement=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()) if len(a) else 1.0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """Whether an exported graph computes what the model computes: structure, codes (three ways) and outputs."""
+
+    examples: int
+    structure: tuple[StructureCheck, ...]
+    points: tuple[PointParity, ...]
+    outputs: OutputParity
+
+    @property
+    def local(self) -> CodeDifference:
+        """All points, each segment fed the same codes."""
+        return CodeDifference.total(point.local for point in self.points)
+
+    @property
+    def end_to_end(self) -> CodeDifference:
+        """All points, Keras in float32 against ONNX Runtime, from the same inputs."""
+        return CodeDifference.total(point.end_to_end for point in self.points)
+
+    @property
+    def noise_floor(self) -> CodeDifference:
+        """All points, Keras in float32 against Keras in float64, from the same inputs."""
+        return CodeDifference.total(point.noise_floor for point in self.points)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What is out of its limit; empty if the graph is proven."""
+        found = [f"structure: {check.rule}: {check.detail}" for check in self.structure if not check.passed]
+        local, whole, floor = self.local, self.end_to_end, self.noise_floor
+        if local.equal < LOCAL_EQUAL or local.max_difference > LOCAL_MAX_DIFFERENCE:
+            worst = min(self.points, key=lambda point: point.local.equal)
+            found.append(f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; worst at {worst.id!r} ({worst.local.equal:.5%})")
+        allowed = max(FLOOR_FACTOR * (1 - floor.equal), 1 - LOCAL_EQUAL)
+        if 1 - whole.equal > allowed or whole.max_difference > max(FLOOR_FACTOR * floor.max_difference, LOCAL_MAX_DIFFERENCE):
+            found.append(
+                f"end to end: {whole.equal:.4%} equal, largest difference {whole.max_difference}; "
+                f"noise floor {floor.equal:.4%}, {floor.max_difference}, of which {FLOOR_FACTOR} times is allowed"
+            )
+        if self.outputs.top1_agreement < TOP1_AGREEMENT:
+            found.append(f"outputs: the largest entry is the same on {self.outputs.top1_agreement:.2%}, expected {TOP1_AGREEMENT:.1%}")
+        return tuple(found)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is out of its limit."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `parity.json`."""
+        return {
+            "examples": self.examples,
+            "passed": self.passed,
+            "failures": list(self.failures),
+            "limits": {
+                "local_equal": LOCAL_EQUAL,
+                "local_max_difference": LOCAL_MAX_DIFFERENCE,
+                "noise_floor_factor": FLOOR_FACTOR,
+                "top1_agreement": TOP1_AGREEMENT,
+            },
+            "local": self.local.to_dict(),
+            "end_to_end": self.end_to_end.to_dict(),
+            "noise_floor": self.noise_floor.to_dict(),
+            "outputs": asdict(self.outputs),
+            "points": [point.to_dict() for point in self.points],
+            "structure": [asdict(check) for check in self.structure],
+        }

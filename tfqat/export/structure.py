@@ -1,0 +1,169 @@
+"""The rules that an exported Q/DQ graph must obey so that TensorRT runs it in INT8, each checked on the file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import convenience
+
+from tfqat.export.passes import MATRIX_OPS, WeightCodes
+
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureCheck:
+    """One rule, whether the graph obeys it, and what breaks it if not."""
+
+    rule: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the model says the graph must hold: activation scales by point id, weight codes, and which weights have a BatchNorm folded in."""
+
+    activations: Mapping[str, Any]
+    weights: tuple[WeightCodes, ...]
+
+
+def check_structure(model: ir.Model, expected: Expected) -> tuple[StructureCheck, ...]:
+    """Check every rule; a rule that fails names the nodes that break it."""
+    graph = model.graph
+    checks = [(rule, list(check(graph, expected))) for rule, check in _RULES]
+    return tuple(StructureCheck(rule=rule, passed=not broken, detail="; ".join(broken[:5])) for rule, broken in checks)
+
+
+def _only_onnx_operators(graph: ir.Graph, _: Expected) -> Iterable[str]:
+    return (f"{node.name} is {node.domain}.{node.op_type}" for node in graph if node.domain not in ("", "ai.onnx"))
+
+
+def _batch_is_dynamic(graph: ir.Graph, _: Expected) -> Iterable[str]:
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is None or isinstance(value.shape[0], int):
+            yield f"{value.name} has the shape {value.shape}"
+
+
+def _points_are_there(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    names = {node.name for node in graph if node.op_type in (Q, DQ)}
+    wanted = {f"{point}/{kind}" for point in expected.activations for kind in ("Q", "DQ")}
+    wanted |= {f"{weight.layer}/{weight.weight}/DQ" for weight in expected.weights}
+    yield from (f"{name} is missing" for name in sorted(wanted - names))
+    yield from (f"{name} belongs to no quantization point" for name in sorted(str(name) for name in names - wanted))
+
+
+def _activation_scales_are_scalar(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    for node in graph:
+        if node.op_type == Q and _array(node.inputs[1]).shape != ():
+            yield f"{node.name} has a scale of shape {_array(node.inputs[1]).shape}"
+
+
+def _activation_scales_are_the_models(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    for node in graph:
+        scale = expected.activations.get((node.name or "").rpartition("/")[0]) if node.op_type == Q else None
+        if scale is not None and _array(node.inputs[1]) != np.float32(scale):
+            yield f"{node.name} has the scale {_array(node.inputs[1])!r}, the model {scale!r}"
+
+
+def _scales_are_positive(graph: ir.Graph, _: Expected) -> Iterable[str]:
+    return (str(node.name) for node in graph if node.op_type in (Q, DQ) and not np.all(_array(node.inputs[1]) > 0))
+
+
+def _zero_points_are_zero(graph: ir.Graph, _: Expected) -> Iterable[str]:
+    for node in graph:
+        if node.op_type in (Q, DQ) and len(node.inputs) > 2 and node.inputs[2] is not None:
+            zero = _array(node.inputs[2])
+            if zero.dtype != np.int8 or np.any(zero != 0):
+                yield f"{node.name} has a zero point other than int8 0"
+
+
+def _weights_are_int8_constants(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    for weight, node in _weight_nodes(graph, expected):
+        codes = convenience.get_const_tensor(node.inputs[0])
+        if codes is None or codes.dtype != ir.DataType.INT8:
+            yield f"{weight.layer}/{weight.weight} is no int8 constant"
+
+
+def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    """Equal code for code; a channel may be negated as a whole, which folding a BatchNorm with a negative gamma does."""
+    for weight, node in _weight_nodes(graph, expected):
+        found, wanted = _array(node.inputs[0]).astype(np.int16), weight.codes.astype(np.int16)
+        axis = 0 if weight.codes.ndim == 4 else 1
+        rows, models = (np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1) for codes in (found, wanted))
+        same = (rows == models).all(axis=1) | (rows == -models).all(axis=1) | (rows == 0).all(axis=1) & (models != 0).any(axis=1)
+        if found.shape != wanted.shape or not same.all():
+            yield f"{weight.layer}/{weight.weight}: {int((~same).sum())} of {len(same)} channels differ"
+
+
+def _nothing_between_weight_and_operation(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    for weight, node in _weight_nodes(graph, expected):
+        readers = [reader for reader, _ in node.outputs[0].uses()]
+        if [reader.op_type for reader in readers if reader.op_type in MATRIX_OPS] != [readers[0].op_type] or len(readers) != 1:
+            yield f"{node.name} is read by {', '.join(str(reader.op_type) for reader in readers)}"
+
+
+def _weight_scales_on_output_channels(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    for _, node in _weight_nodes(graph, expected):
+        scale, codes = _array(node.inputs[1]), _array(node.inputs[0])
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+        wanted = 0 if codes.ndim > 2 else 1
+        if scale.ndim and (axis != wanted or scale.shape != (codes.shape[wanted],)):
+            yield f"{node.name} has {scale.shape} scales on axis {axis}, expected {codes.shape[wanted]} on axis {wanted}"
+
+
+def _inputs_of_weighted_operations_are_quantized(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    for _, node in _weight_nodes(graph, expected):
+        for reader, _ in node.outputs[0].uses():
+            source = reader.inputs[0].producer() if reader.inputs[0] is not None else None
+            while source is not None and source.op_type in ("Reshape", "Transpose", "Squeeze", "Flatten"):
+                source = source.inputs[0].producer() if source.inputs[0] is not None else None
+            if source is None or source.op_type != DQ:
+                yield f"{reader.name} reads a float activation"
+
+
+def _biases_are_float32(graph: ir.Graph, _: Expected) -> Iterable[str]:
+    for node in graph:
+        bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
+        if bias is not None and _array(bias).dtype != np.float32:
+            yield f"{node.name} has a bias of type {_array(bias).dtype}"
+
+
+def _batch_norms_are_folded(graph: ir.Graph, _: Expected) -> Iterable[str]:
+    for node in graph:
+        source = node.inputs[0].producer() if node.op_type == "BatchNormalization" and node.inputs[0] is not None else None
+        if source is not None and source.op_type == "Conv" and source.inputs[1] is not None and source.inputs[1].producer() is not None:
+            yield f"{node.name} follows {source.name}"
+
+
+_RULES: tuple[tuple[str, Callable[[ir.Graph, Expected], Iterable[str]]], ...] = (
+    ("only operators of ONNX, none of TensorFlow", _only_onnx_operators),
+    ("the batch size is dynamic", _batch_is_dynamic),
+    ("the Q/DQ nodes are those of the placement, by name", _points_are_there),
+    ("activation scales are scalars", _activation_scales_are_scalar),
+    ("activation scales are the model's, to the last bit", _activation_scales_are_the_models),
+    ("scales are positive", _scales_are_positive),
+    ("zero points are int8 0", _zero_points_are_zero),
+    ("weights are int8 constants", _weights_are_int8_constants),
+    ("weight codes are the model's", _weight_codes_are_the_models),
+    ("nothing stands between a weight's DequantizeLinear and its operation", _nothing_between_weight_and_operation),
+    ("weight scales go along the output channels", _weight_scales_on_output_channels),
+    ("an operation with a quantized weight reads a quantized activation", _inputs_of_weighted_operations_are_quantized),
+    ("biases are float32", _biases_are_float32),
+    ("BatchNorm behind a quantized convolution is folded", _batch_norms_are_folded),
+)
+
+
+def _weight_nodes(graph: ir.Graph, expected: Expected) -> list[tuple[WeightCodes, ir.Node]]:
+    by_name = {node.name: node for node in graph if node.op_type == DQ}
+    found = [(weight, by_name.get(f"{weight.layer}/{weight.weight}/DQ")) for weight in expected.weights]
+    return [(weight, node) for weight, node in found if node is not None]
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    tensor = convenience.get_const_tensor(value) if value is not None else None
+    return np.asarray(tensor.numpy()) if tensor is not None else np.array(np.nan, np.float32)

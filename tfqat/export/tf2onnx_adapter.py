@@ -1,0 +1,112 @@
+"""tf_keras model -> ONNX through tf2onnx: the one place that touches its private parts (checked on tf2onnx 1.17.0).
+
+An activation quantizer is handed over as a `FakeQuantWithMinMaxArgs` op: it carries its range as attributes, no TensorFlow optimizer
+touches it, and its own handler turns it into QuantizeLinear + DequantizeLinear named after the QPoint. (tf2onnx's conversion of
+QuantizeAndDequantize gives those nodes names of its own, so that they could not be told apart later.)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import tensorflow as tf
+import tf2onnx
+import tf_keras
+from tf2onnx import optimizer as tf2onnx_optimizers
+
+from tfqat import numerics
+from tfqat.errors import ExportError
+from tfqat.placement.plan import QPoint
+
+MIN_OPSET, MAX_OPSET = 13, 18
+# The first two move or delete Q/DQ; the third multiplies BatchNorm into weights, which takes them off their grid.
+_HARMFUL_OPTIMIZERS = {"q_dq_optimizer", "const_dequantize_optimizer", "remove_back_to_back"}
+_MARKER = "FakeQuantWithMinMaxArgs"
+
+
+class Marker(tf_keras.layers.Layer):  # type: ignore[misc]
+    """Stands for an activation quantizer while tf2onnx converts the graph."""
+
+    def __init__(self, point: QPoint, amax: Any) -> None:
+        super().__init__(name=f"{point.id.replace(':', '.')}.q")
+        self.point = point
+        self.amax = float(amax)
+        # Computed here, because tf2onnx calls the handler while a graph is being built.
+        self.scale = numerics.scale_from_amax(amax, point.spec).numpy()
+
+    def call(self, inputs: Any) -> Any:
+        """The marker op; its arithmetic is never run."""
+        return tf.raw_ops.FakeQuantWithMinMaxArgs(inputs=inputs, min=-self.amax, max=self.amax)
+
+
+def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) -> ir.Model:
+    """Convert a float model, with markers where activations are quantized.
+
+    Args:
+        model: a tf_keras model.
+        opset: 13 to 18; tf2onnx 1.17 converts no later one.
+        markers: the markers in the model; None converts a float model with all of tf2onnx's optimizers.
+
+    Returns:
+        The graph as tf2onnx leaves it: weights float, Q/DQ nodes named `<point id>/Q` and `<point id>/DQ`.
+
+    Raises:
+        ExportError: the opset is out of range, or a TensorFlow op has no ONNX counterpart.
+    """
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise ExportError(f"opset {opset} is out of range: tf2onnx {tf2onnx.__version__} exports Q/DQ per channel for {MIN_OPSET} to {MAX_OPSET}; 17 is the default")
+    optimizers = dict(tf2onnx_optimizers._get_optimizers())
+    if markers is not None:
+        optimizers = {name: factory for name, factory in optimizers.items() if name not in _HARMFUL_OPTIMIZERS}
+    signature = [tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in tf.nest.flatten(model.inputs)]
+    with _quiet_tf2onnx():
+        proto, _ = tf2onnx.convert.from_keras(
+            model, input_signature=signature, opset=opset, optimizers=optimizers, custom_op_handlers={_MARKER: (_quantizer_handler(markers or ()), [])}
+        )
+    _check_no_tensorflow_ops(proto)
+    return ir.from_proto(proto)
+
+
+def _quantizer_handler(markers: Sequence[Marker]) -> Any:
+    def handler(context: Any, node: Any, name: str, args: Any) -> None:
+        marker = next((marker for marker in markers if f"/{marker.name}/" in f"/{name}/"), None)
+        if marker is None:
+            raise ExportError(f"TensorFlow op {name!r} ({_MARKER}) belongs to the model itself, not to tfqat; remove fake quantization from the model")
+        point, scale = marker.point, marker.scale
+        inputs, outputs, shape, dtype = list(node.input), list(node.output), context.get_shape(node.output[0]), context.get_dtype(node.output[0])
+        context.remove_node(name)
+        constants = [context.make_const(f"{point.id}/scale", scale).output[0], context.make_const(f"{point.id}/zero_point", np.array(0, np.int8)).output[0]]
+        codes = context.make_node("QuantizeLinear", [*inputs, *constants], name=f"{point.id}/Q", shapes=[shape], dtypes=[onnx.TensorProto.INT8])
+        context.make_node(
+            "DequantizeLinear", [codes.output[0], *constants], outputs=outputs, name=f"{point.id}/DQ", shapes=[shape], dtypes=[dtype]
+        )
+
+    return handler
+
+
+def _check_no_tensorflow_ops(proto: onnx.ModelProto) -> None:
+    """tf2onnx logs an op that it cannot convert and leaves it in the graph."""
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"tf2onnx {tf2onnx.__version__} left an operation that ONNX does not have: {str(error).splitlines()[0]}") from error
+
+
+class _quiet_tf2onnx:  # noqa: N801 - used as a function
+    """Keeps tf2onnx's and TensorFlow's progress messages off the terminal; their errors stay."""
+
+    _NAMES = ("tf2onnx", "tf2onnx.tfonnx", "tensorflow")
+
+    def __enter__(self) -> None:
+        self._levels = {name: logging.getLogger(name).level for name in self._NAMES}
+        for name in self._NAMES:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)

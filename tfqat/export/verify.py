@@ -1,0 +1,167 @@
+"""Proves an exported graph: its structure, its int8 codes at every point against Keras's, and its outputs, on real batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import tensorflow as tf
+import tf_keras
+
+from tfqat import numerics
+from tfqat.datasets import check_batch, inputs_of
+from tfqat.engines import onnxruntime as runtime
+from tfqat.errors import DataError, ExportError
+from tfqat.export import cut
+from tfqat.export.onnx import weight_codes_in_onnx_layout
+from tfqat.export.parity import CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.export.structure import Expected, StructureCheck, check_structure
+from tfqat.models import graph as model_graph
+from tfqat.quantize import state
+
+
+def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, examples: int = 1000) -> ParityReport:
+    """Compare a quantized model with the graph that was exported from it.
+
+    The graph is run by ONNX Runtime literally, every Q and DQ as it is written. Codes are compared
+    locally (each segment between points is fed Keras's codes), end to end, and between Keras in float32 and in float64: the noise floor.
+
+    Args:
+        qmodel: the calibrated quantized model.
+        onnx_path: the exported graph.
+        dataset: batches of inputs, or of (inputs, labels, ...).
+        examples: how many examples to compare.
+
+    Raises:
+        ExportError: the file is no ONNX graph or lacks the model's quantization points.
+        DataError: the data set holds no examples, or of another shape.
+    """
+    path = Path(onnx_path)
+    structure = verify_structure(qmodel, path)
+    missing = next((check for check in structure if "by name" in check.rule and "missing" in check.detail), None)
+    if missing is not None:
+        raise ExportError(f"{path} was not exported from this model: {missing.detail}")
+    comparison = _Comparison(qmodel, path)
+    seen = sum(comparison.add(batch) for batch in _limited(qmodel, dataset, examples))
+    if not seen:
+        raise DataError("verify: the data set is empty; expected at least one batch of inputs")
+    return ParityReport(examples=seen, structure=structure, points=comparison.points(), outputs=comparison.output_parity())
+
+
+def verify_structure(qmodel: Any, path: Path) -> tuple[StructureCheck, ...]:
+    """Check the rules of the exported form on a file.
+
+    Raises:
+        ExportError: the file is missing or no ONNX graph.
+    """
+    handles = state.handles(qmodel)
+    ranges = state.ranges(qmodel)
+    activations = {
+        name: float(numerics.scale_from_amax(ranges[name], handle.point.spec)) for name, handle in handles.items() if handle.weight is None
+    }
+    weights = tuple(weight_codes_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None)
+    return check_structure(_load(path), Expected(activations=activations, weights=weights))
+
+
+def _load(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise ExportError(f"ONNX file {path} does not exist")
+    try:
+        return ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise several types for a file that is no model.
+        raise ExportError(f"{path} is not an ONNX model: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A model that returns the tensors that enter its quantizers, and its outputs."""
+
+    points: tuple[str, ...]
+    model: Any
+    handles: Mapping[str, state.Handle]
+
+    @classmethod
+    def of(cls, qmodel: Any) -> _Codes:
+        tensors = state.activation_inputs(qmodel)
+        return cls(tuple(tensors), tf_keras.Model(qmodel.inputs, [*tensors.values(), *qmodel.outputs]), state.handles(qmodel))
+
+    def __call__(self, inputs: Any) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        values = tf.nest.flatten(self.model(inputs, training=False))
+        codes = {}
+        for name, value in zip(self.points, values, strict=False):
+            spec = self.handles[name].point.spec
+            codes[name] = numerics.quantize(value, numerics.scale_from_amax(self.handles[name].amax, spec), spec).numpy()
+        return codes, [value.numpy() for value in values[len(self.points) :]]
+
+
+class _Comparison:
+    """Runs the same batches through Keras (float32, float64) and ONNX Runtime (whole, cut) and gathers the differences."""
+
+    def __init__(self, qmodel: Any, path: Path) -> None:
+        self._keras = _Codes.of(qmodel)
+        self._keras64 = _Codes.of(model_graph.as_float64(qmodel))
+        self._whole = runtime.session(cut.observed(str(path), self._keras.points), literal=True)
+        self._cut = runtime.session(cut.segmented(str(path), self._keras.points), literal=True)
+        self._input_names = [value.name for value in self._whole.get_inputs()]
+        self._layouts: dict[str, tuple[int, ...]] = {}
+        self._found: dict[str, list[tuple[CodeDifference, CodeDifference, CodeDifference]]] = {name: [] for name in self._keras.points}
+        self._outputs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, inputs: Any) -> int:
+        """Compare one batch; returns its number of examples."""
+        arrays = [np.asarray(value) for value in tf.nest.flatten(inputs)]
+        codes, outputs = self._keras(inputs)
+        codes64, _ = self._keras64(tf.nest.map_structure(lambda value: tf.cast(value, tf.float64), inputs))
+        fed = dict(zip(self._input_names, arrays, strict=True))
+        onnx_outputs, whole = self._run(self._whole, fed)
+        if not self._layouts:
+            self._layouts = {name: _layout(codes[name], whole[name]) for name in codes}
+        in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
+        _, local = self._run(self._cut, {**fed, **{f"given/{name}": array for name, array in in_layout.items()}})
+        for name, array in in_layout.items():
+            floor = CodeDifference.between(codes[name], codes64[name])
+            self._found[name].append((CodeDifference.between(array, local[name]), CodeDifference.between(array, whole[name]), floor))
+        self._outputs.append((outputs[0], onnx_outputs[0]))
+        return len(arrays[0])
+
+    def points(self) -> tuple[PointParity, ...]:
+        """The differences of every point over all batches."""
+        merged = {name: [CodeDifference.total(kind) for kind in zip(*found, strict=True)] for name, found in self._found.items()}
+        return tuple(PointParity(id=name, local=local, end_to_end=whole, noise_floor=floor) for name, (local, whole, floor) in merged.items())
+
+    def output_parity(self) -> OutputParity:
+        """The first output over all batches."""
+        return OutputParity.between(*(np.concatenate(side) for side in zip(*self._outputs, strict=True)))
+
+    def _run(self, session: Any, fed: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+        """The model's own outputs, and the codes by point."""
+        names = [value.name for value in session.get_outputs()]
+        values = dict(zip(names, session.run(None, dict(fed)), strict=True))
+        codes = {name.removeprefix("codes/"): values[name] for name in names if name.startswith("codes/")}
+        return [values[name] for name in names if not name.startswith("codes/")], codes
+
+
+def _layout(keras: np.ndarray, onnx: np.ndarray) -> tuple[int, ...]:
+    """The permutation from Keras's layout to the graph's: unchanged, or channels first; where both fit the shape, the one that agrees more."""
+    identity = tuple(range(keras.ndim))
+    channels_first = (0, keras.ndim - 1, *range(1, keras.ndim - 1))
+    fitting = [permutation for permutation in (identity, channels_first) if keras.transpose(permutation).shape == onnx.shape]
+    if not fitting:
+        raise ExportError(f"a tensor of shape {keras.shape} in Keras has the shape {onnx.shape} in the ONNX graph; expected the same axes in some order")
+    return max(fitting, key=lambda permutation: CodeDifference.between(keras.transpose(permutation), onnx).equal)
+
+
+def _limited(qmodel: Any, dataset: Iterable[Any], examples: int) -> Iterable[Any]:
+    """The inputs of the first `examples` examples, batch by batch."""
+    left = examples
+    for batch in dataset:
+        inputs = inputs_of(batch)
+        check_batch(qmodel, inputs, where="verify")
+        yield tf.nest.map_structure(lambda value, left=left: value[:left], inputs)
+        left -= int(tf.nest.flatten(inputs)[0].shape[0])
+        if left <= 0:
+            return

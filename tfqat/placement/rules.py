@@ -1,0 +1,205 @@
+"""TensorRT's rules of where Q/DQ go, one rule per pattern; the first rule that matches a layer decides it.
+
+A rule looks at one layer and answers with a `Quantize` (which inputs and which weight), a `KeepFloat` with the reason, or None when
+its pattern does not match. Source of the rules: NVIDIA TensorRT developer guide, "Working with Quantized Types", section
+"Q/DQ Layer-Placement Recommendations".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tfqat.models.graph import ModelGraph, Node, TensorRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """Where a layer class keeps its weight, and the axes of that weight that index output channels."""
+
+    attribute: str
+    channel_axes: tuple[int, ...]
+
+
+WEIGHTS = {
+    "Conv2D": Weight(attribute="kernel", channel_axes=(3,)),
+    "DepthwiseConv2D": Weight(attribute="depthwise_kernel", channel_axes=(2, 3)),
+    "Dense": Weight(attribute="kernel", channel_axes=(1,)),
+}
+AVERAGE_POOLS = {"AveragePooling2D", "GlobalAveragePooling2D"}
+MAX_POOLS = {"MaxPooling2D", "GlobalMaxPooling2D"}
+ACTIVATIONS = {"ReLU", "Activation", "LeakyReLU", "PReLU", "Softmax", "ELU", "ThresholdedReLU"}
+# These leave the values as they are at inference, so a tensor before and after them is the same to a quantizer.
+IDENTITIES = {"Dropout", "SpatialDropout2D", "Flatten", "Reshape", "GaussianNoise", "ActivityRegularization"}
+# What may stand between a convolution and the Add that it fuses with.
+BETWEEN_CONVOLUTION_AND_ADD = {"BatchNormalization", "Dropout", "SpatialDropout2D", "ReLU", "Activation", "LeakyReLU"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Quantize the inputs of the layer that are listed, and its weight if it has one."""
+
+    inputs: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepFloat:
+    """Add no Q/DQ for this layer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a rule may look at: the graph, and which layers the user keeps out (layer name -> reason)."""
+
+    graph: ModelGraph
+    skipped: dict[str, str]
+
+    def is_int8_weighted(self, node: Node) -> bool:
+        """Whether the layer has a weight that is quantized."""
+        return node.class_name in WEIGHTS and node.name not in self.skipped
+
+
+Decision = Quantize | KeepFloat
+Rule = Callable[[View, Node], Decision | None]
+
+
+def skipped_layer(view: View, node: Node) -> Decision | None:
+    """A layer that the user keeps out stays float, whatever it is."""
+    reason = view.skipped.get(node.name)
+    return KeepFloat(reason=reason) if reason else None
+
+
+def weighted_layer(view: View, node: Node) -> Decision | None:
+    """Convolution, depthwise convolution, Dense: Q/DQ on the input and on the weight, none on the output.
+
+    before   x, w -> Conv -> y          after   x -> Q -> DQ, w -> Q -> DQ -> Conv -> y
+    """
+    if node.class_name not in WEIGHTS:
+        return None
+    return Quantize(inputs=(0,), reason=f"{node.class_name}: input and weight in INT8")
+
+
+def residual_add(view: View, node: Node) -> Decision | None:
+    """Residual Add: Q/DQ on the shortcut only, so that the other branch fuses convolution and Add into one kernel.
+
+    before   shortcut, conv -> bn -> Add          after   shortcut -> Q -> DQ, conv -> bn -> Add
+    """
+    if node.class_name != "Add" or len(node.inputs) != 2:
+        return None
+    branches = [_convolution_of_branch(view, tensor) for tensor in node.inputs]
+    if branches == [None, None]:
+        return KeepFloat(reason="Add without a quantized convolution right before it: nothing to fuse with")
+    shortcut = _shortcut_index(view, node, branches)
+    fused = branches[1 - shortcut]
+    return Quantize(inputs=(shortcut,), reason=f"residual shortcut: Add fuses with {fused.name if fused else 'its other input'}")
+
+
+def every_add(view: View, node: Node) -> Decision | None:
+    """The naive treatment of Add: Q/DQ on every input."""
+    return Quantize(inputs=tuple(range(len(node.inputs))), reason="Add: every input in INT8") if node.class_name == "Add" else None
+
+
+def average_pool(view: View, node: Node) -> Decision | None:
+    """Average pooling runs in INT8 only with Q/DQ before and after it, so it is quantized if what follows is.
+
+    before   x -> AvgPool -> Q -> DQ -> Dense          after   x -> Q -> DQ -> AvgPool -> Q -> DQ -> Dense
+    """
+    if node.class_name not in AVERAGE_POOLS:
+        return None
+    followers = list(_readers_through_identities(view, node))
+    if followers and all(view.is_int8_weighted(follower) for follower in followers):
+        return Quantize(inputs=(0,), reason=f"average pooling before {followers[0].name}, which reads INT8")
+    return KeepFloat(reason="average pooling whose output is not quantized everywhere: INT8 would only add conversions")
+
+
+def max_pool(view: View, node: Node) -> Decision | None:
+    """Max pooling commutes with quantization: TensorRT moves it behind the Q of the layer that reads it."""
+    return KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it") if node.class_name in MAX_POOLS else None
+
+
+def batch_norm(view: View, node: Node) -> Decision | None:
+    """BatchNorm right after a quantized layer is folded into its scales."""
+    if node.class_name != "BatchNormalization":
+        return None
+    source = view.graph.node(node.inputs[0].layer)
+    if view.is_int8_weighted(source):
+        return KeepFloat(reason=f"folded into the scales of {source.name} at export")
+    return KeepFloat(reason=f"BatchNorm after {source.name}, which is not quantized: stays float")
+
+
+def activation(view: View, node: Node) -> Decision | None:
+    """An activation fuses with the convolution before it: Q/DQ come after it, not before."""
+    if node.class_name not in ACTIVATIONS:
+        return None
+    source = _source_through(view, node.inputs[0], {"BatchNormalization"})
+    return KeepFloat(reason=f"fuses with {source.name}; Q/DQ come after the activation")
+
+
+def identity(view: View, node: Node) -> Decision | None:
+    """Layers that leave values as they are need no quantizer of their own."""
+    return KeepFloat(reason="leaves the values as they are at inference") if node.class_name in IDENTITIES else None
+
+
+def anything_else(view: View, node: Node) -> Decision | None:
+    """No rule: the layer computes in float."""
+    return KeepFloat(reason=f"{node.class_name}: no rule for it, computes in float")
+
+
+SELECTIVE: tuple[Rule, ...] = (skipped_layer, weighted_layer, residual_add, average_pool, max_pool, batch_norm, activation, identity, anything_else)
+NAIVE: tuple[Rule, ...] = (skipped_layer, weighted_layer, every_add, average_pool, max_pool, batch_norm, activation, identity, anything_else)
+RULES = {"selective": SELECTIVE, "naive": NAIVE, "hybrid": NAIVE}
+
+
+def decide(view: View, node: Node, rules: tuple[Rule, ...]) -> Decision:
+    """The answer of the first rule that matches; the last rule matches everything."""
+    return next(decision for rule in rules if (decision := rule(view, node)) is not None)
+
+
+def _convolution_of_branch(view: View, tensor: TensorRef) -> Node | None:
+    """The quantized layer that ends the branch, if only BN, activation or dropout stand between it and the Add, each read once."""
+    while len(view.graph.consumers(tensor)) == 1:
+        node = view.graph.node(tensor.layer)
+        if view.is_int8_weighted(node):
+            return node
+        if node.class_name not in BETWEEN_CONVOLUTION_AND_ADD:
+            return None
+        tensor = node.inputs[0]
+    return None
+
+
+def _shortcut_index(view: View, node: Node, branches: list[Node | None]) -> int:
+    """Which input of an Add is the shortcut: the one that ends in no convolution; of two that do, the one with fewer layers with weights."""
+    if None in branches:
+        return branches.index(None)
+    depths = [_weighted_depth(view, tensor) for tensor in node.inputs]
+    return depths.index(min(depths))
+
+
+def _weighted_depth(view: View, tensor: TensorRef) -> int:
+    """How many layers with weights follow each other, back from `tensor` along first inputs, before a tensor that several layers read."""
+    depth = 0
+    while len(view.graph.consumers(tensor)) == 1:
+        node = view.graph.node(tensor.layer)
+        depth += node.class_name in WEIGHTS
+        if not node.inputs:
+            break
+        tensor = node.inputs[0]
+    return depth
+
+
+def _readers_through_identities(view: View, node: Node) -> Iterator[Node]:
+    for consumer, _ in view.graph.consumers(TensorRef(layer=node.name)):
+        if consumer.class_name in IDENTITIES:
+            yield from _readers_through_identities(view, consumer)
+        else:
+            yield consumer
+
+
+def _source_through(view: View, tensor: TensorRef, classes: set[str]) -> Node:
+    node = view.graph.node(tensor.layer)
+    while node.class_name in classes:
+        node = view.graph.node(node.inputs[0].layer)
+    return node

@@ -1,0 +1,143 @@
+"""Float model + placement -> quantized model, and back: the three functions that hide TFMOT from the rest of tfqat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tensorflow_model_optimization.python.core.quantization.keras.quantize import quantize_annotate_layer, quantize_apply
+
+from tfqat import numerics
+from tfqat.errors import ModelError, PlacementError
+from tfqat.models import graph as model_graph
+from tfqat.placement.plan import Placement, QPoint
+from tfqat.placement.planner import plan
+from tfqat.quantize import state
+from tfqat.quantize.configs import InputQuantizeConfig, WeightedQuantizeConfig
+from tfqat.quantize.quantizers import ActivationQuantizer
+from tfqat.quantize.scheme import TensorRTScheme
+from tfqat.quantize.wrapper import QuantizeWrapper
+from tfqat.recipe.schema import QuantizationConfig
+
+
+def quantize_model(model: Any, quantization: str | Mapping[str, Any] | QuantizationConfig | Placement = "selective") -> Any:
+    """A model with fake quantizers where the placement says.
+
+    Until `tfqat.calibrate` has given its quantizers their ranges they pass values on, so the new model computes what `model` computes.
+
+    Args:
+        model: a flat functional tf_keras model; it is not changed.
+        quantization: a preset, the `quantization` block of a recipe, or a Placement from `tfqat.plan`.
+
+    Returns:
+        A tf_keras.Model with the inputs, outputs and weights of `model`.
+
+    Raises:
+        PlacementError: the placement names a layer that the model does not have.
+    """
+    placement = quantization if isinstance(quantization, Placement) else plan(model, quantization)
+    _check_fits(model, placement)
+    weights = {point.source: point for point in placement.weights}
+    inputs = {edge.layer for point in placement.activations for edge in point.edges}
+
+    def annotate(layer: Any) -> Any:
+        copy = model_graph.clone_layer(layer)
+        if layer.name in weights:
+            point = weights[layer.name]
+            return quantize_annotate_layer(copy, WeightedQuantizeConfig(weights=point.spec, reason=point.reason))
+        return quantize_annotate_layer(copy, InputQuantizeConfig()) if layer.name in inputs else copy
+
+    annotated = model_graph.rebuild(model, replace=annotate)
+    _copy_into_annotated(model, annotated)
+    return quantize_apply(annotated, scheme=TensorRTScheme(placement))
+
+
+def strip(qmodel: Any, like: Any = None) -> Any:
+    """The float model of a quantized one, with its (fine-tuned) weights and without quantizers.
+
+    Args:
+        qmodel: a quantized model; it is not changed.
+        like: a tf_keras model of the same layers; the result is then a copy of it with these weights. None rebuilds the model.
+
+    Raises:
+        ModelError: `like` lacks a layer, or has one of another shape.
+    """
+
+    stripped = _unwrapped(qmodel, lambda point: lambda tensor, **_: tensor) if like is None else model_graph.clone(like)
+    _set_all_weights(stripped, qmodel)
+    return stripped
+
+
+def on_grid(qmodel: Any, replace_quantizer: Callable[[QPoint], Any]) -> Any:
+    """The float model of a calibrated quantized one, every quantized weight moved onto its grid: what export converts.
+
+    Args:
+        qmodel: a calibrated quantized model.
+        replace_quantizer: activation point -> the layer that takes the place of its quantizer.
+
+    Raises:
+        NotCalibratedError: a quantizer has no range.
+    """
+    state.ranges(qmodel)
+    model = _unwrapped(qmodel, replace_quantizer)
+    _set_all_weights(model, qmodel)
+    for handle in state.handles(qmodel).values():
+        if handle.weight is not None:
+            codes, scale = state.weight_codes(handle)
+            vars(model.get_layer(handle.point.source))[handle.point.weight].assign(numerics.dequantize(codes, scale, handle.point.spec))
+    return model
+
+
+def placement_of(qmodel: Any) -> Placement:
+    """The points of a quantized model, read back from its layers; the reasons of layers left float are not kept there."""
+    points: list[QPoint] = []
+    for layer in qmodel.layers:
+        if isinstance(layer, ActivationQuantizer):
+            points.append(layer.point)
+        elif isinstance(layer, QuantizeWrapper):
+            points += [quantizer.point for quantizer, _, _ in layer.quantized_weights()]
+    if not points:
+        raise PlacementError(f"model {qmodel.name!r} has no quantizers: make it with tfqat.quantize_model")
+    return Placement(preset="as built", points=tuple(points), float_layers=())
+
+
+def _unwrapped(qmodel: Any, replace_quantizer: Callable[[QPoint], Any]) -> Any:
+    def unwrap(layer: Any) -> Any:
+        return replace_quantizer(layer.point) if isinstance(layer, ActivationQuantizer) else model_graph.clone_layer(_inner(layer))
+
+    return model_graph.rebuild(qmodel, replace=unwrap)
+
+
+def _set_all_weights(model: Any, qmodel: Any) -> None:
+    trained = {layer.name: layer for layer in map(_inner, qmodel.layers) if layer.weights}
+    for layer in model.layers:
+        if layer.weights:
+            _set_weights(layer, trained)
+
+
+def _inner(layer: Any) -> Any:
+    return layer.layer if isinstance(layer, QuantizeWrapper) else layer
+
+
+def _set_weights(layer: Any, trained: Mapping[str, Any]) -> None:
+    if layer.name not in trained:
+        raise ModelError(f"layer {layer.name!r} of the model given as `like` is not in the quantized model; give the model it was made from")
+    try:
+        layer.set_weights(trained[layer.name].get_weights())
+    except ValueError as error:
+        raise ModelError(f"layer {layer.name!r} has other weights in the quantized model: {error}") from error
+
+
+def _copy_into_annotated(model: Any, annotated: Any) -> None:
+    for layer in annotated.layers:
+        inner = getattr(layer, "layer", layer)
+        if inner.weights:
+            inner.set_weights(model.get_layer(inner.name).get_weights())
+
+
+def _check_fits(model: Any, placement: Placement) -> None:
+    known = {layer.name for layer in model.layers}
+    wanted = {edge.layer for point in placement.activations for edge in point.edges} | {point.source for point in placement.points}
+    missing = sorted(wanted - known)
+    if missing:
+        raise PlacementError(f"the placement names layers that model {model.name!r} does not have: {', '.join(missing)}; plan it again for this model")

@@ -1,0 +1,155 @@
+"""TFMOT QuantizeConfigs: what of a layer is quantized. `quantize_annotate_layer(layer, tfqat.WeightedQuantizeConfig())` uses them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_config import QuantizeConfig
+
+from tfqat.errors import PlacementError
+from tfqat.placement.plan import QPoint
+from tfqat.placement.planner import weight_spec
+from tfqat.placement.rules import WEIGHTS
+from tfqat.quantize.quantizers import PACKAGE, TensorQuantizer
+from tfqat.spec import Calibrator, QuantSpec
+
+_DEFAULT_CALIBRATOR = Calibrator(method="percentile")
+
+
+@tf_keras.utils.register_keras_serializable(PACKAGE)
+class InputQuantizeConfig(QuantizeConfig):  # type: ignore[misc]
+    """Q/DQ on inputs of a layer without weights: the shortcut of an Add, the input of an average pooling.
+
+    Args:
+        activations: the grid of the inputs.
+        inputs: which inputs are quantized.
+        calibrator: how the ranges of the inputs are chosen.
+        reason: why, for the placement table.
+    """
+
+    def __init__(
+        self,
+        *,
+        activations: QuantSpec = QuantSpec(),  # noqa: B008 - frozen
+        inputs: tuple[int, ...] = (0,),
+        calibrator: Calibrator = _DEFAULT_CALIBRATOR,
+        reason: str = "annotated",
+    ) -> None:
+        self.activations = activations
+        self.inputs = tuple(inputs)
+        self.calibrator = calibrator
+        self.reason = reason
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, TensorQuantizer]]:
+        """No weights."""
+        return []
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+        """No weights."""
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
+        """None: TensorRT wants Q/DQ on the inputs of a layer, not inside it."""
+        return []
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
+        """None to set."""
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        """None: Q/DQ on an output would break the fusion with what follows."""
+        return []
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras configuration."""
+        return {
+            "activations": self.activations.to_dict(),
+            "inputs": list(self.inputs),
+            "calibrator": asdict(self.calibrator),
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> InputQuantizeConfig:
+        """The inverse of `get_config`."""
+        return cls(
+            activations=QuantSpec.from_dict(config["activations"]),
+            inputs=tuple(config["inputs"]),
+            calibrator=Calibrator(**config["calibrator"]),
+            reason=config["reason"],
+        )
+
+
+@tf_keras.utils.register_keras_serializable(PACKAGE)
+class WeightedQuantizeConfig(InputQuantizeConfig):
+    """Q/DQ on the input and the weight of a convolution, depthwise convolution or Dense layer.
+
+    Args:
+        weights: the grid of the weight; None is int8 with one scale per output channel, whatever the layer's class.
+        activations: the grid of the input.
+        inputs: (0,), or () to quantize the weight alone.
+        calibrator: how the range of the input is chosen; a weight's is its largest magnitude.
+        reason: why, for the placement table.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: QuantSpec | None = None,
+        activations: QuantSpec = QuantSpec(),  # noqa: B008 - frozen
+        inputs: tuple[int, ...] = (0,),
+        calibrator: Calibrator = _DEFAULT_CALIBRATOR,
+        reason: str = "annotated",
+    ) -> None:
+        super().__init__(activations=activations, inputs=inputs, calibrator=calibrator, reason=reason)
+        self.weights = weights
+
+    def weight_point(self, layer: Any) -> QPoint:
+        """The QPoint of the layer's weight.
+
+        Raises:
+            PlacementError: the layer's class has no weight that tfqat quantizes.
+        """
+        class_name = type(layer).__name__
+        if class_name not in WEIGHTS:
+            raise PlacementError(f"layer {layer.name!r} ({class_name}) has no weight that can be quantized: use it on {', '.join(WEIGHTS)}")
+        attribute = WEIGHTS[class_name].attribute
+        return QPoint(
+            id=f"{layer.name}/{attribute}",
+            kind="weight",
+            source=layer.name,
+            weight=attribute,
+            spec=self.weights or weight_spec(class_name),
+            calibrator=Calibrator(),
+            reason=self.reason,
+        )
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, TensorQuantizer]]:
+        """The kernel of the layer and its quantizer."""
+        point = self.weight_point(layer)
+        return [(vars(layer)[point.weight], TensorQuantizer(point))]
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+        """Let the layer compute with these weights.
+
+        Written past Keras's `__setattr__`, which would untrack the variable (TFMOT 0.8.1 loses it, so its models do not reload).
+        """
+        vars(layer)[WEIGHTS[type(layer).__name__].attribute] = quantize_weights[0]
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras configuration."""
+        return {**super().get_config(), "weights": self.weights.to_dict() if self.weights else None}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> WeightedQuantizeConfig:
+        """The inverse of `get_config`."""
+        base = InputQuantizeConfig.from_config(config)
+        weights = QuantSpec.from_dict(config["weights"]) if config["weights"] else None
+        return cls(weights=weights, activations=base.activations, inputs=base.inputs, calibrator=base.calibrator, reason=base.reason)
+
+
+def default_config(layer: Any) -> InputQuantizeConfig:
+    """The config of a layer that is annotated without one: by its class, as the rule `selective` would have it."""
+    if type(layer).__name__ in WEIGHTS:
+        return WeightedQuantizeConfig()
+    return InputQuantizeConfig()

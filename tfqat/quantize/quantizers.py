@@ -1,0 +1,95 @@
+"""The fake quantizers as Keras state: a TFMOT Quantizer, and the layer that applies one to an activation tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantizers import Quantizer
+
+from tfqat import numerics
+from tfqat.placement.plan import QPoint, point_from_dict, point_to_dict
+
+PACKAGE = "tfqat"
+
+
+@tf_keras.utils.register_keras_serializable(PACKAGE)
+class TensorQuantizer(Quantizer):  # type: ignore[misc]
+    """Fake-quantizes one tensor on the grid of a QPoint.
+
+    Its state belongs to the layer that builds it: `amax` (float32, shape () or one entry per channel) and `enabled` (bool, shape ()).
+    A quantizer that has not been calibrated is not enabled and passes its tensor on; both can be set without retracing.
+    """
+
+    def __init__(self, point: QPoint) -> None:
+        self.point = point
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Create the state of a tensor of `tensor_shape` on `layer`; names start with `name`."""
+        shape = numerics.amax_shape(tensor_shape, self.point.spec)
+        amax = layer.add_weight(name=f"{name}_amax", shape=shape, dtype=tf.float32, initializer="zeros", trainable=False)
+        enabled = layer.add_weight(name=f"{name}_enabled", shape=(), dtype=tf.bool, initializer=_false, trainable=False)
+        return {"amax": amax, "enabled": enabled}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> Any:
+        """fake_quantize(inputs) where enabled, else `inputs`; training makes no difference."""
+        del training
+        return tf.cond(
+            weights["enabled"],
+            lambda: numerics.fake_quantize(inputs, weights["amax"], self.point.spec),
+            lambda: tf.identity(inputs),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras configuration: the QPoint as JSON."""
+        return {"point": point_to_dict(self.point)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TensorQuantizer:
+        """The inverse of `get_config`."""
+        return cls(point_from_dict(config["point"]))
+
+
+@tf_keras.utils.register_keras_serializable(PACKAGE)
+class ActivationQuantizer(tf_keras.layers.Layer):  # type: ignore[misc]
+    """Q/DQ on an activation tensor: sits on the edges of its QPoint and fake-quantizes what passes.
+
+    TFMOT's own QuantizeLayer is not its base class, because `quantize_apply` makes plain QuantizeLayers of all instances of it.
+    """
+
+    def __init__(self, point: QPoint, **kwargs: Any) -> None:
+        super().__init__(**{"name": layer_name(point), **kwargs})
+        self.quantizer = TensorQuantizer(point)
+
+    @property
+    def point(self) -> QPoint:
+        """The QPoint that this layer quantizes."""
+        return self.quantizer.point
+
+    def build(self, input_shape: Any) -> None:
+        """Create `amax` and `enabled`."""
+        self.quantizer_weights = self.quantizer.build(input_shape, "output", self)
+        super().build(input_shape)
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        """(batch, ...) -> the same shape, on the grid of the QPoint."""
+        return self.quantizer(inputs, training, self.quantizer_weights)
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras configuration."""
+        return {**super().get_config(), **self.quantizer.get_config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ActivationQuantizer:
+        """The inverse of `get_config`."""
+        return cls(**{**config, "point": point_from_dict(config["point"])})
+
+
+def layer_name(point: QPoint) -> str:
+    """The name of an activation point's layer: Keras scopes allow no colon."""
+    return f"{point.id.replace(':', '.')}.q"
+
+
+def _false(shape: Any, dtype: Any = None, **_: Any) -> Any:
+    return tf.zeros(shape, tf.bool)

@@ -1,0 +1,44 @@
+"""The layer that computes with fake-quantized weights: TFMOT's wrapper, without what keeps its models from reloading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
+
+from tfqat.quantize.quantizers import PACKAGE, TensorQuantizer
+
+
+@tf_keras.utils.register_keras_serializable(PACKAGE)
+class QuantizeWrapper(QuantizeWrapperV2):  # type: ignore[misc]
+    """Runs a layer with the quantized values of its weights.
+
+    Unlike TFMOT 0.8.1 it leaves the layer's variables where they are (there they move to the wrapper, in an order that depends
+    on what was built first, so that `.keras` files do not load), keeps no step counter, and adds no `tf.cond` on `training`.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Build the layer, then `amax` and `enabled` of each of its quantized weights."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+            self.layer.built = True
+        self._weight_vars = [
+            (weight, quantizer, quantizer.build(weight.shape, quantizer.point.weight, self))
+            for weight, quantizer in self.quantize_config.get_weights_and_quantizers(self.layer)
+        ]
+        self.built = True
+
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        """The layer's output, computed with quantized weights."""
+        variables = [weight for weight, _, _ in self._weight_vars]
+        quantized = [quantizer(weight, training, state) for weight, quantizer, state in self._weight_vars]
+        self.quantize_config.set_quantize_weights(self.layer, quantized)
+        try:
+            return self.layer.call(inputs, **kwargs)
+        finally:
+            self.quantize_config.set_quantize_weights(self.layer, variables)
+
+    def quantized_weights(self) -> list[tuple[TensorQuantizer, Any, dict[str, Any]]]:
+        """(quantizer, variable, state) of each quantized weight."""
+        return [(quantizer, weight, state) for weight, quantizer, state in self._weight_vars]

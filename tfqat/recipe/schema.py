@@ -1,0 +1,281 @@
+"""What a recipe may say: every block, key, unit, bound and default, as frozen pydantic models.
+
+The models are strict: `epochs: "30"` and `epochs: 30.0` are wrong types, not numbers to convert.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import ValidationInfo
+
+from tfqat.spec import MAX_BITS, MIN_BITS
+
+Preset = Literal["naive", "hybrid", "selective"]
+Method = Literal["max", "percentile", "entropy", "mse"]
+
+_T = TypeVar("_T")
+_REFERENCE = r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _is_reference(value: str) -> str:
+    if not re.match(_REFERENCE, value):
+        raise ValueError("module:function or path/file.py:function")
+    return value
+
+
+def _is_batch_profile(value: Any) -> Any:
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if len(numbers) != 3 or any(type(n) is not int or n < 1 for n in numbers) or sorted(numbers) != numbers:
+        raise ValueError("three ascending whole numbers from 1, [min, opt, max]")
+    return value
+
+
+# YAML has lists and the models are frozen, so a list becomes a tuple; its elements stay strict.
+Items = Annotated[tuple[_T, ...], Field(strict=False)]
+Reference = Annotated[str, AfterValidator(_is_reference), Field(json_schema_extra={"pattern": _REFERENCE})]
+BatchProfile = Annotated[tuple[int, int, int], BeforeValidator(_is_batch_profile), Field(strict=False)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Block(BaseModel):
+    """A mapping of the recipe: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Block):
+    """The `model` block."""
+
+    source: Text = Field(description="The trained Keras model: a .keras or .h5 file, or a SavedModel folder.")
+
+
+class DataConfig(Block):
+    """The `data` block: functions that return a `tf.data.Dataset`, as `module:function` or `path/file.py:function`."""
+
+    train: Reference = Field(description="Batches to fine-tune on.")
+    validation: Reference = Field(description="Batches that choose the best checkpoint.")
+    calibration: Reference | None = Field(default=None, description="Batches that set the ranges; null: those of `train`.")
+    test: Reference | None = Field(default=None, description="Batches for the reported accuracy; null: those of `validation`.")
+
+    @property
+    def calibration_reference(self) -> str:
+        """`calibration`, or `train` where the recipe leaves it out."""
+        return self.calibration or self.train
+
+    @property
+    def test_reference(self) -> str:
+        """`test`, or `validation` where the recipe leaves it out."""
+        return self.test or self.validation
+
+
+class LossConfig(Block):
+    """A Keras loss: its name alone, or a mapping of `name` and the keyword arguments of its class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text = Field(description="A loss function or class of Keras, e.g. SparseCategoricalCrossentropy.")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments for the loss class, e.g. `{"from_logits": True}`."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _to_name(self, default: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        return default(self) if self.arguments else self.name
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string", "minLength": 1}, handler(schema)], "title": "LossConfig"}
+
+
+class FloatSchedule(Block):
+    """How the float model was trained, as far as the QAT schedule follows from it; the `training` block less what is required."""
+
+    epochs: int = Field(ge=1, description="Epochs that the float model was trained for.")
+    batch_size: int = Field(ge=1, description="Examples per step of the float training.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate of the float training.")
+    optimizer: Text = Field(default="sgd", description="Optimizer of the float training; for the record, `qat.optimizer` fine-tunes.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of the float training, per step.")
+    steps_per_epoch: int | None = Field(default=None, ge=1, description="Steps per epoch of the fine-tuning; null: counted from the data.")
+    loss: LossConfig | None = Field(default=None, description="Loss, a Keras name or {name: ..., keyword arguments of its class}.")
+    metrics: Items[Text] = Field(default=(), description="Keras metrics; the first one chooses the best checkpoint.")
+
+
+class TrainingConfig(FloatSchedule):
+    """The `training` block: the float recipe that made the model."""
+
+    loss: LossConfig = Field(description="Loss, a Keras name or {name: ..., keyword arguments of its class}.")
+    metrics: Items[Text] = Field(min_length=1, description="Keras metrics; the first one chooses the best checkpoint.")
+
+
+class WeightsConfig(Block):
+    """How weights are quantized."""
+
+    num_bits: int = Field(default=8, ge=MIN_BITS, le=MAX_BITS, description="Width of a weight's code, in bits.")
+    calibrator: Literal["max"] = Field(default="max", description="How amax is chosen; weights take the largest magnitude.")
+    granularity: Literal["per_channel", "per_tensor"] = Field(
+        default="per_channel", description="One scale per output channel, or one per weight tensor."
+    )
+
+
+class ActivationsConfig(Block):
+    """How activations are quantized, always per tensor."""
+
+    num_bits: Literal[8] = Field(default=8, description="Width of an activation's code, in bits.")
+    calibrator: Method = Field(default="percentile", description="How amax is chosen from the histogram of magnitudes.")
+    percentile: float = Field(
+        default=99.99, gt=50, le=100, description="Per cent of magnitudes that lie within amax; for `percentile` only."
+    )
+
+
+class Override(Block):
+    """Other settings for the layers that match; a key that is not given keeps the value of the `quantization` block.
+
+    Read it through `QuantizationConfig.resolve`: `weights` and `activations` hold defaults for keys that were not given.
+    """
+
+    match: Text = Field(description="Layers by name glob, `re:` regular expression, or layer class.")
+    weights: WeightsConfig | None = Field(default=None, description="Keys of `quantization.weights` to replace.")
+    activations: ActivationsConfig | None = Field(default=None, description="Keys of `quantization.activations` to replace.")
+
+    @model_validator(mode="after")
+    def _replaces_something(self) -> Override:
+        if not any(block and block.model_fields_set for block in (self.weights, self.activations)):
+            raise ValueError("at least one key of weights or activations to replace")
+        return self
+
+    @field_serializer("weights", "activations")
+    def _given_keys(self, block: Block | None) -> dict[str, Any] | None:
+        return None if block is None else block.model_dump(exclude_unset=True)
+
+
+class QuantizationConfig(Block):
+    """The `quantization` block: which layers are quantized, and how."""
+
+    preset: Preset = Field(default="selective", description="Placement rules: naive, hybrid, or selective (TensorRT's rules).")
+    weights: WeightsConfig = Field(default=WeightsConfig(), description="How weights are quantized.")
+    activations: ActivationsConfig = Field(default=ActivationsConfig(), description="How activations are quantized.")
+    skip: Items[Text] = Field(default=(), description="Layers that stay float, by name glob, `re:` regular expression, or layer class.")
+    overrides: Items[Override] = Field(default=(), description="Other settings for some layers; of two that match, the later one wins.")
+
+    def resolve(self, overrides: Iterable[Override] = ()) -> tuple[WeightsConfig, ActivationsConfig]:
+        """The settings of a layer that `overrides`, in this order, match."""
+        weights, activations = self.weights, self.activations
+        for override in overrides:
+            if override.weights:
+                weights = weights.model_copy(update=override.weights.model_dump(exclude_unset=True))
+            if override.activations:
+                activations = activations.model_copy(update=override.activations.model_dump(exclude_unset=True))
+        return weights, activations
+
+    def narrow_weights(self) -> dict[tuple[str | int, ...], int]:
+        """Path within the block -> bits, for each weight width below 8 bits."""
+        paths: dict[tuple[str | int, ...], int] = {("weights", "num_bits"): self.weights.num_bits}
+        for index, override in enumerate(self.overrides):
+            if override.weights and "num_bits" in override.weights.model_fields_set:
+                paths["overrides", index, "weights", "num_bits"] = override.weights.num_bits
+        return {path: bits for path, bits in paths.items() if bits < MAX_BITS}
+
+
+class CalibrationConfig(Block):
+    """The `calibration` block."""
+
+    batches: int = Field(default=16, ge=1, description="Batches of the calibration data to read.")
+
+
+class OptimizerConfig(Block):
+    """The optimizer that fine-tunes, whatever trained the float model."""
+
+    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="Keras optimizer.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum, for sgd only.")
+    nesterov: bool = Field(default=False, description="Nesterov momentum, for sgd only.")
+
+
+class QatConfig(Block):
+    """The `qat` block: how the fine-tuning schedule follows from the `training` block."""
+
+    batch_size_divisor: int = Field(default=2, ge=1, description="QAT batch size = max(1, batch_size // this).")
+    max_epochs_divisor: int = Field(default=10, ge=1, description="QAT epochs = max(1, epochs // this).")
+    lr_decay_factor: float = Field(default=0.01, gt=0, le=1, description="QAT peak learning rate and weight decay = float ones x this.")
+    warmup_epochs_divisor: int = Field(default=10, ge=1, description="Warm-up = QAT epochs / this, in epochs; at most 10% of all steps.")
+    cosine_final_lr_ratio: float = Field(default=0.01, ge=0, le=1, description="Last learning rate / peak learning rate.")
+    disable_phase_callbacks: bool = Field(default=True, description="Switch off EMA, model averaging and phase callbacks.")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="The optimizer that fine-tunes.")
+    ema: bool = Field(default=False, description="Average the weights over steps; needs disable_phase_callbacks: false.")
+
+
+class ExportConfig(Block):
+    """The `export` block."""
+
+    opset: int = Field(default=17, ge=13, le=18, description="ONNX opset; 13 is the first with per-channel Q/DQ.")
+    fold_batchnorm: bool = Field(default=True, description="Fold each BatchNorm into the weight scales of the layer before it.")
+
+
+class CompileConfig(Block):
+    """The `compile` block: the TensorRT engine."""
+
+    enabled: bool = Field(default=True, description="Build an engine.")
+    backend: Literal["auto", "tensorrt_rtx", "tensorrt", "none"] = Field(
+        default="auto", description="Builder; auto takes one that is installed."
+    )
+    batch: BatchProfile = Field(default=(1, 8, 32), description="Batch sizes that the engine takes: [min, opt, max], in examples.")
+    compute_capabilities: Items[Annotated[str, Field(pattern=r"^SM\d{2,3}$")]] = Field(
+        default=("SM86", "SM89"), min_length=1, description="GPUs that TensorRT for RTX builds for, e.g. SM86 (Ampere), SM89 (Ada)."
+    )
+
+
+class Recipe(Block):
+    """A recipe: all that `tfqat run` needs to know."""
+
+    version: Literal[1] = Field(description="Version of the recipe format.")
+    model: ModelConfig = Field(description="The trained float model.")
+    data: DataConfig = Field(description="Functions that return the data.")
+    training: TrainingConfig = Field(description="The float recipe that made the model; the QAT schedule is derived from it.")
+    quantization: QuantizationConfig = Field(default=QuantizationConfig(), description="Which layers are quantized, and how.")
+    calibration: CalibrationConfig = Field(default=CalibrationConfig(), description="How ranges are measured.")
+    ptq_only: bool = Field(default=False, description="Stop before training and export the calibrated model.")
+    qat: QatConfig = Field(default=QatConfig(), description="How the fine-tuning schedule follows from the float one.")
+    export: ExportConfig = Field(default=ExportConfig(), description="The ONNX file.")
+    compile: CompileConfig = Field(default=CompileConfig(), validate_default=True, description="The TensorRT engine.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of every random number generator.")
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _version_is_a_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # True == 1 in Python, so `version: true` would pass
+            raise PydanticCustomError("literal_error", "expected 1", {"expected": "1"})
+        return value
+
+    @field_validator("compile")
+    @classmethod
+    def _engine_takes_the_weights(cls, value: CompileConfig, info: ValidationInfo) -> CompileConfig:
+        """Here, and not after the whole recipe, so that it is reported along with the errors of other blocks."""
+        quantization = info.data.get("quantization")
+        if value.enabled and quantization and (narrow := quantization.narrow_weights()):
+            path, bits = next(iter(narrow.items()))
+            message = "TensorRT has no convolution below 8 bits; set compile.enabled: false, or 8 bits; got {bits}"
+            raise PydanticCustomError("narrow_weights", message, {"bits": bits, "path": ("quantization", *path)})
+        return value

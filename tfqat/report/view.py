@@ -1,0 +1,228 @@
+"""What a report shows: the contents of a run directory's files as frozen dataclasses, and how each is read from its JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfqat.placement.plan import Placement
+
+STAGES = ("float", "ptq", "qat", "onnx", "onnx_deployed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """`metrics.json`: the values of each stage that ran, and what was exported."""
+
+    stages: Mapping[str, Mapping[str, float]]
+    exported: str | None = None
+    size_bytes: Mapping[str, int] = field(default_factory=dict)
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    examples: int | None = None
+    warnings: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Metrics:
+        """Reads the JSON object; every key may be absent, as in a run that was stopped."""
+        return cls(
+            stages={stage: _numbers(data[stage]) for stage in STAGES if data.get(stage)},
+            exported=data.get("exported"),
+            size_bytes=_numbers(data.get("size_bytes")),
+            latency_ms=_numbers(data.get("latency_ms")),
+            parameters=data.get("parameters"),
+            examples=data.get("examples"),
+            warnings=tuple(str(text) for text in data.get("warnings") or ()),
+            versions={name: str(version) for name, version in (data.get("versions") or {}).items()},
+            seconds=_numbers(data.get("seconds")),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts of |x| in linear bins that start at 0; `max` is the largest |x| seen."""
+
+    bin_width: float
+    counts: tuple[float, ...]
+    max: float
+
+    def share_above(self, amax: float) -> float:
+        """The share of all values that are larger than `amax`, taking a bin's values as spread evenly."""
+        total = sum(self.counts)
+        if total == 0 or amax >= self.max:
+            return 0.0
+        position = amax / self.bin_width
+        index = int(position)
+        if index >= len(self.counts):
+            return 0.0
+        return (sum(self.counts[index + 1 :]) + self.counts[index] * (1 - (position - index))) / total
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedPoint:
+    """The range of one QPoint: `amax` has one value per tensor, or one per channel."""
+
+    id: str
+    amax: tuple[float, ...]
+    method: str
+    candidates: Mapping[str, float] | None = None
+    histogram: Histogram | None = None
+
+    @classmethod
+    def from_dict(cls, point_id: str, data: Mapping[str, Any]) -> CalibratedPoint:
+        """Reads one entry of `points` in `calibration.json`."""
+        amax, counts = data["amax"], data.get("histogram")
+        return cls(
+            id=point_id,
+            amax=tuple(map(float, amax)) if isinstance(amax, list) else (float(amax),),
+            method=data["method"],
+            candidates=_numbers(data["candidates"]) if data.get("candidates") else None,
+            histogram=Histogram(bin_width=counts["bin_width"], counts=tuple(counts["counts"]), max=counts["max"]) if counts else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """`calibration.json`."""
+
+    batches: int
+    examples: int
+    points: Mapping[str, CalibratedPoint]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        """Reads the JSON object."""
+        points = {key: CalibratedPoint.from_dict(key, value) for key, value in data["points"].items()}
+        return cls(batches=data["batches"], examples=data["examples"], points=points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far two sets of int8 codes agree: the share that is equal, and the largest difference in codes."""
+
+    equal: float
+    max_difference: float
+
+    @classmethod
+    def find(cls, data: Mapping[str, Any], prefix: str = "") -> Agreement | None:
+        """Reads `<prefix>equal` and `<prefix>max_difference`; None if they were not measured."""
+        if data.get(f"{prefix}equal") is None:
+            return None
+        return cls(equal=float(data[f"{prefix}equal"]), max_difference=float(data[f"{prefix}max_difference"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureCheck:
+    """One rule that the exported graph's structure has to keep."""
+
+    rule: str
+    passed: bool
+    detail: str = ""
+
+
+KINDS = ("local", "end_to_end", "floor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """`parity.json`: agreements by kind (local, end_to_end, floor), for the whole graph and for each QPoint."""
+
+    examples: int
+    passed: bool
+    total: Mapping[str, Agreement | None]
+    points: Mapping[str, Mapping[str, Agreement | None]]
+    outputs: Mapping[str, float]
+    structure: tuple[StructureCheck, ...]
+    limits: Mapping[str, Any]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Parity:
+        """Reads the JSON object."""
+        names = zip(KINDS, ("local", "end_to_end", "noise_floor"), strict=True)
+        checks = data.get("structure") or ()
+        return cls(
+            examples=data["examples"],
+            passed=bool(data["passed"]),
+            total={kind: Agreement.find(data.get(name) or {}) for kind, name in names},
+            points={row["id"]: {kind: Agreement.find(row, f"{kind}_") for kind in KINDS} for row in data.get("points") or ()},
+            outputs=_numbers(data.get("outputs")),
+            structure=tuple(StructureCheck(rule=row["rule"], passed=bool(row["passed"]), detail=row.get("detail") or "") for row in checks),
+            limits=data.get("limits") or {},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayer:
+    """One convolution or matrix product of an engine, with the types that its kernel reads and writes."""
+
+    keras_layer: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    int8: bool
+    kernel: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineTarget:
+    """The engine for one kind of GPU."""
+
+    target: str
+    layers: tuple[EngineLayer, ...]
+    seconds: float | None = None
+    size_bytes: int | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EngineTarget:
+        """Reads one entry of `targets` in `engine.json`."""
+        layers = tuple(
+            EngineLayer(
+                keras_layer=row.get("keras_layer") or "",
+                op=row.get("op") or "",
+                inputs=tuple(row.get("inputs") or ()),
+                outputs=tuple(row.get("outputs") or ()),
+                int8=bool(row["int8"]),
+                kernel=row.get("kernel") or "",
+            )
+            for row in data.get("layers") or ()
+        )
+        return cls(target=data["target"], layers=layers, seconds=data.get("seconds"), size_bytes=data.get("size_bytes"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """`engine.json`."""
+
+    backend: str
+    version: str
+    status: str
+    message: str
+    targets: tuple[EngineTarget, ...]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Engine:
+        """Reads the JSON object."""
+        texts = {name: str(data.get(name) or "") for name in ("backend", "version", "message")}
+        return cls(status=data["status"], targets=tuple(EngineTarget.from_dict(row) for row in data.get("targets") or ()), **texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """A whole run directory; None stands for a file that the run did not write."""
+
+    name: str
+    metrics: Metrics
+    placement: Placement
+    recipe: str | None = None
+    calibration: Calibration | None = None
+    history: Mapping[str, tuple[float, ...]] | None = None
+    parity: Parity | None = None
+    engine: Engine | None = None
+
+
+def _numbers(data: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entries of `data` that are numbers."""
+    return {name: value for name, value in (data or {}).items() if isinstance(value, int | float) and not isinstance(value, bool)}

@@ -1,0 +1,72 @@
+"""Measures a model, or outputs that another runtime computed, with the loss and metrics of a recipe, by Keras's own `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from tfqat.errors import RecipeError, nearest
+from tfqat.recipe.schema import LossConfig
+
+
+def make_loss(config: LossConfig) -> Any:
+    """The Keras loss that a recipe names.
+
+    Raises:
+        RecipeError: Keras has no such loss, or its class takes other arguments.
+    """
+    known = sorted(name for name in dir(tf_keras.losses) if not name.startswith("_"))
+    if config.name not in known:
+        raise RecipeError([f"training.loss: tf_keras has no loss {config.name!r}{nearest(config.name, known)}"])
+    loss = getattr(tf_keras.losses, config.name)
+    if not config.arguments:
+        return loss() if isinstance(loss, type) else config.name
+    if not isinstance(loss, type):
+        raise RecipeError([f"training.loss: {config.name!r} is a function and takes no arguments; name its class, such as SparseCategoricalCrossentropy"])
+    try:
+        return loss(**config.arguments)
+    except (TypeError, ValueError) as error:
+        raise RecipeError([f"training.loss: {config.name} does not take these arguments: {error}"]) from error
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Make sure that Keras knows the metrics.
+
+    Raises:
+        RecipeError: it does not know one; all of them are named.
+    """
+    unknown = []
+    for name in names:
+        try:
+            tf_keras.metrics.get(name)
+        except ValueError:
+            if name not in ("accuracy", "acc", "crossentropy", "ce"):  # Keras resolves these by the shape of the output.
+                unknown.append(name)
+    if unknown:
+        raise RecipeError([f"training.metrics: tf_keras has no metric {name!r}{nearest(name, dir(tf_keras.metrics))}" for name in unknown])
+
+
+def evaluate(model: Any, dataset: Any, *, loss: Any, metrics: Sequence[str], callbacks: Sequence[Any] = ()) -> dict[str, float]:
+    """Loss and metrics of a model over a data set of (inputs, labels); the model is compiled with them."""
+    model.compile(loss=loss, metrics=list(metrics))
+    values = model.evaluate(dataset, verbose=0, return_dict=True, callbacks=list(callbacks))
+    return {name: float(value) for name, value in values.items()}
+
+
+def evaluate_outputs(outputs: Sequence[np.ndarray], dataset: Any, *, loss: Any, metrics: Sequence[str]) -> dict[str, float]:
+    """Loss and metrics of outputs that were computed elsewhere, with the labels of a data set of (inputs, labels).
+
+    Args:
+        outputs: the model's outputs, each (examples, ...), in the order of the data set.
+        dataset: batches of (inputs, labels).
+    """
+    given = [tf_keras.Input(output.shape[1:], dtype=output.dtype) for output in outputs]
+    passed = [tf_keras.layers.Activation("linear")(tensor) for tensor in given]
+    proxy = tf_keras.Model(given, passed[0] if len(passed) == 1 else passed)
+    values = outputs[0] if len(outputs) == 1 else tuple(outputs)
+    labelled = tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(values), dataset.map(lambda inputs, labels: labels).unbatch()))
+    return evaluate(proxy, labelled.batch(256), loss=loss, metrics=metrics)
