@@ -1,4 +1,4 @@
-"""tfqat: INT8 models for TensorRT from Keras models. The public names, imported when they are first used, so that `import tfqat` is quick."""
+"""tfqat: INT8 models for TensorRT from Keras models. Public names are imported at their first use, so that `import tfqat` is quick."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def as_dataset(data: Any, *, reference: str, batch_size: int) -> Any:
         return data
     if isinstance(data, tuple) and data and all(hasattr(part, "shape") for part in tf.nest.flatten(data)):
         return tf.data.Dataset.from_tensor_slices(data).batch(batch_size)
-    raise DataError(f"{reference}: returned {type(data).__name__}; expected a tf.data.Dataset of batches, or a tuple of arrays (inputs, labels)")
+    raise DataError(
+        f"{reference}: returned {type(data).__name__}; expected a tf.data.Dataset of batches, or a tuple of arrays (inputs, labels)"
+    )
 
 
 def inputs_of(batch: Any) -> Any:

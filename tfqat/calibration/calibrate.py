@@ -90,7 +90,9 @@ def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibra
     state.set_enabled(qmodel, False)
     histograms, seen, examples = observe(qmodel, state.activation_inputs(qmodel), _checked(qmodel, dataset, batches))
     if seen < batches:
-        raise DataError(f"calibration asked for {batches} batches, the data held {seen}: give more data, or set calibration.batches to {seen or 1}")
+        raise DataError(
+            f"calibration asked for {batches} batches, the data held {seen}: give more data, or set calibration.batches to {seen or 1}"
+        )
     points: dict[str, PointCalibration] = {}
     for name, handle in handles.items():
         if handle.weight is not None:
@@ -120,5 +122,3 @@ def _checked(qmodel: Any, dataset: Iterable[Any], batches: int) -> Iterator[Any]
         inputs = inputs_of(batch)
         check_batch(qmodel, inputs, where=f"calibration batch {number}")
         yield inputs
-
-

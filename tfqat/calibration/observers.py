@@ -69,7 +69,8 @@ def _histograms(names: list[str], largest: np.ndarray, counts: np.ndarray, batch
     for name, value in zip(names, largest, strict=True):
         if not np.isfinite(value):
             raise DataError(
-                f"calibration batch {batch}: tensor {name!r} holds NaN or Inf. Look at that batch of the calibration data, and at the layer's weights"
+                f"calibration batch {batch}: tensor {name!r} holds NaN or Inf. "
+                "Look at that batch of the calibration data, and at the layer's weights"
             )
     return [
         Histogram(counts=row, exponent=exponent_for(float(value)), largest=float(value)) for value, row in zip(largest, counts, strict=True)

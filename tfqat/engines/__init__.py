@@ -1,0 +1,1 @@
+"""Runtimes and compilers of exported graphs; nothing here needs TensorFlow."""

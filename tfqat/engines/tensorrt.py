@@ -19,7 +19,7 @@ from tfqat.engines.report import EngineReport
 from tfqat.errors import EngineError
 
 FULL = Backend(name="tensorrt", title="TensorRT", module="tensorrt")
-INSTALL = "pip install tfqat[tensorrt] --extra-index-url https://pypi.nvidia.com"
+INSTALL = "pip install tfqat[tensorrt], from NVIDIA's package index"
 
 
 def is_available() -> tuple[bool, str]:

@@ -19,7 +19,7 @@ def observed(path: str, points: Iterable[str]) -> bytes:
 def segmented(path: str, points: Iterable[str]) -> bytes:
     """The model cut at every point: DequantizeLinear reads a new int8 input `given/<point id>`, and the codes are further outputs.
 
-        before   segment A -> Q -> DQ -> segment B          after   A -> Q -> codes/p      given/p -> DQ -> B
+    before   segment A -> Q -> DQ -> segment B          after   A -> Q -> codes/p      given/p -> DQ -> B
     """
     points = tuple(points)
     model = ir.load(path)

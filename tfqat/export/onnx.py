@@ -63,7 +63,9 @@ def export_onnx(
     converted = tf2onnx_adapter.convert(model, opset=opset, markers=tuple(markers.values()))
     graph = converted.graph
     passes.cancel_transposes(graph)
-    passes.quantize_weights(graph, [weight_codes_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None], prefix=model.name)
+    passes.quantize_weights(
+        graph, [weight_codes_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None], prefix=model.name
+    )
     batch_norms = passes.fold_batch_norms(graph) if fold_batchnorm else ()
     operations = passes.name_after_layers(graph, [layer.name for layer in model.layers], prefix=model.name)
     size = _write(converted, Path(path), {**(metadata or {}), "tfqat.version": __version__, "tfqat.opset": str(opset)})
@@ -86,9 +88,9 @@ def export_float_onnx(model: Any, path: str | Path, *, opset: int = 17) -> int:
 def onnx_layout(codes: np.ndarray, scale: np.ndarray, class_name_of_weight: str) -> tuple[np.ndarray, np.ndarray, int | None]:
     """A Keras weight's codes and scales in ONNX's layout, with the axis of the scales.
 
-        kernel of Conv2D            (H, W, in, out)         -> (out, in, H, W),           axis 0
-        depthwise_kernel            (H, W, in, multiplier)  -> (in * multiplier, 1, H, W), axis 0
-        kernel of Dense             (in, out)               -> (in, out),                  axis 1
+    kernel of Conv2D            (H, W, in, out)         -> (out, in, H, W),           axis 0
+    depthwise_kernel            (H, W, in, multiplier)  -> (in * multiplier, 1, H, W), axis 0
+    kernel of Dense             (in, out)               -> (in, out),                  axis 1
     """
     if class_name_of_weight == "depthwise_kernel":
         codes, axis = codes.transpose(2, 3, 0, 1).reshape(-1, 1, *codes.shape[:2]), 0
@@ -108,7 +110,9 @@ def weight_codes_in_onnx_layout(handle: state.Handle) -> WeightCodes:
 def _check_widths(points: list[QPoint]) -> None:
     narrow = [point.id for point in points if point.spec.num_bits != 8]
     if narrow:
-        raise ExportError(f"activations of {narrow[0]!r} have a width other than 8 bits: QuantizeLinear has int8 codes only up to opset 18; use 8 bits")
+        raise ExportError(
+            f"activations of {narrow[0]!r} have a width other than 8 bits: QuantizeLinear has int8 codes only up to opset 18; use 8 bits"
+        )
 
 
 def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int:
@@ -118,7 +122,9 @@ def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}. This is a fault of tfqat: please report it") from error
+        raise ExportError(
+            f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}. This is a fault of tfqat: please report it"
+        ) from error
     # Shapes of inner values can be inferred again from the rest; in a small network they are 5% of the file.
     del proto.graph.value_info[:]
     data = proto.SerializeToString()

@@ -133,7 +133,10 @@ class ParityReport:
         local, whole, floor = self.local, self.end_to_end, self.noise_floor
         if local.equal < LOCAL_EQUAL or local.max_difference > LOCAL_MAX_DIFFERENCE:
             worst = min(self.points, key=lambda point: point.local.equal)
-            found.append(f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; worst at {worst.id!r} ({worst.local.equal:.5%})")
+            found.append(
+                f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; "
+                f"worst at {worst.id!r} ({worst.local.equal:.5%})"
+            )
         allowed = max(FLOOR_FACTOR * (1 - floor.equal), 1 - LOCAL_EQUAL)
         if 1 - whole.equal > allowed or whole.max_difference > max(FLOOR_FACTOR * floor.max_difference, LOCAL_MAX_DIFFERENCE):
             found.append(

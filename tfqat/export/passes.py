@@ -51,8 +51,9 @@ def cancel_transposes(graph: ir.Graph) -> int:
         if first is None or first.op_type != "Transpose" or node.outputs[0].is_graph_output():
             continue
         inner, outer = _permutation(first), _permutation(node)
-        if [inner[axis] for axis in outer] == sorted(inner):
-            convenience.replace_all_uses_with(node.outputs[0], first.inputs[0])
+        source = first.inputs[0]
+        if source is not None and [inner[axis] for axis in outer] == sorted(inner):
+            convenience.replace_all_uses_with(node.outputs[0], source)
             graph.remove(node, safe=True)
             removed += 1
     _remove_unused(graph)
@@ -73,7 +74,7 @@ def quantize_weights(graph: ir.Graph, weights: Iterable[WeightCodes], prefix: st
     """
     for weight in weights:
         node = _operation_of(graph, weight.layer, prefix)
-        constant = ir.convenience.get_const_tensor(node.inputs[1])
+        constant = convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
         expected = weight.codes.astype(np.float32) * _along(weight.scale, weight.axis, weight.codes.ndim)
         if constant is None or constant.shape.numpy() != expected.shape or not np.array_equal(constant.numpy(), expected):
             raise ExportError(
@@ -152,7 +153,7 @@ def _fold_into(graph: ir.Graph, conv: ir.Node, dequantize: ir.Node, norm: ir.Nod
     signs = np.sign(gain).astype(np.int8).reshape(-1, *[1] * (codes.ndim - 1))
     folded_scale = np.maximum(scale * np.abs(gain), TINY).astype(np.float32)
     folded_bias = (beta + (bias - mean) * gain).astype(np.float32)
-    name = dequantize.name.removesuffix("/DQ") if dequantize.name else conv.name
+    name = str(dequantize.name).removesuffix("/DQ")
     weight = _dequantize(graph, conv, name, codes * signs, folded_scale, axis=0)
     constant = _initializer(graph, f"{name.rpartition('/')[0]}/bias", folded_bias)
     folded = ir.node("Conv", [conv.inputs[0], weight, constant], attributes=conv.attributes, name=conv.name)

@@ -26,7 +26,7 @@ class StructureCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What the model says the graph must hold: activation scales by point id, weight codes, and which weights have a BatchNorm folded in."""
+    """What the model says the graph must hold: activation scales by point id, and weight codes."""
 
     activations: Mapping[str, Any]
     weights: tuple[WeightCodes, ...]
@@ -84,7 +84,7 @@ def _zero_points_are_zero(graph: ir.Graph, _: Expected) -> Iterable[str]:
 
 def _weights_are_int8_constants(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for weight, node in _weight_nodes(graph, expected):
-        codes = convenience.get_const_tensor(node.inputs[0])
+        codes = convenience.get_const_tensor(node.inputs[0]) if node.inputs[0] is not None else None
         if codes is None or codes.dtype != ir.DataType.INT8:
             yield f"{weight.layer}/{weight.weight} is no int8 constant"
 
@@ -101,7 +101,7 @@ def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterabl
 
 
 def _nothing_between_weight_and_operation(graph: ir.Graph, expected: Expected) -> Iterable[str]:
-    for weight, node in _weight_nodes(graph, expected):
+    for _, node in _weight_nodes(graph, expected):
         readers = [reader for reader, _ in node.outputs[0].uses()]
         if [reader.op_type for reader in readers if reader.op_type in MATRIX_OPS] != [readers[0].op_type] or len(readers) != 1:
             yield f"{node.name} is read by {', '.join(str(reader.op_type) for reader in readers)}"

@@ -59,14 +59,21 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
         ExportError: the opset is out of range, or a TensorFlow op has no ONNX counterpart.
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise ExportError(f"opset {opset} is out of range: tf2onnx {tf2onnx.__version__} exports Q/DQ per channel for {MIN_OPSET} to {MAX_OPSET}; 17 is the default")
+        raise ExportError(
+            f"opset {opset} is out of range: tf2onnx {tf2onnx.__version__} exports Q/DQ per channel for {MIN_OPSET} to {MAX_OPSET}; "
+            "17 is the default"
+        )
     optimizers = dict(tf2onnx_optimizers._get_optimizers())
     if markers is not None:
         optimizers = {name: factory for name, factory in optimizers.items() if name not in _HARMFUL_OPTIMIZERS}
     signature = [tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in tf.nest.flatten(model.inputs)]
     with _quiet_tf2onnx():
         proto, _ = tf2onnx.convert.from_keras(
-            model, input_signature=signature, opset=opset, optimizers=optimizers, custom_op_handlers={_MARKER: (_quantizer_handler(markers or ()), [])}
+            model,
+            input_signature=signature,
+            opset=opset,
+            optimizers=optimizers,
+            custom_op_handlers={_MARKER: (_quantizer_handler(markers or ()), [])},
         )
     _check_no_tensorflow_ops(proto)
     return ir.from_proto(proto)
@@ -76,12 +83,24 @@ def _quantizer_handler(markers: Sequence[Marker]) -> Any:
     def handler(context: Any, node: Any, name: str, args: Any) -> None:
         marker = next((marker for marker in markers if f"/{marker.name}/" in f"/{name}/"), None)
         if marker is None:
-            raise ExportError(f"TensorFlow op {name!r} ({_MARKER}) belongs to the model itself, not to tfqat; remove fake quantization from the model")
+            raise ExportError(
+                f"TensorFlow op {name!r} ({_MARKER}) belongs to the model itself, not to tfqat; remove fake quantization from the model"
+            )
         point, scale = marker.point, marker.scale
-        inputs, outputs, shape, dtype = list(node.input), list(node.output), context.get_shape(node.output[0]), context.get_dtype(node.output[0])
+        inputs, outputs, shape, dtype = (
+            list(node.input),
+            list(node.output),
+            context.get_shape(node.output[0]),
+            context.get_dtype(node.output[0]),
+        )
         context.remove_node(name)
-        constants = [context.make_const(f"{point.id}/scale", scale).output[0], context.make_const(f"{point.id}/zero_point", np.array(0, np.int8)).output[0]]
-        codes = context.make_node("QuantizeLinear", [*inputs, *constants], name=f"{point.id}/Q", shapes=[shape], dtypes=[onnx.TensorProto.INT8])
+        constants = [
+            context.make_const(f"{point.id}/scale", scale).output[0],
+            context.make_const(f"{point.id}/zero_point", np.array(0, np.int8)).output[0],
+        ]
+        codes = context.make_node(
+            "QuantizeLinear", [*inputs, *constants], name=f"{point.id}/Q", shapes=[shape], dtypes=[onnx.TensorProto.INT8]
+        )
         context.make_node(
             "DequantizeLinear", [codes.output[0], *constants], outputs=outputs, name=f"{point.id}/DQ", shapes=[shape], dtypes=[dtype]
         )
@@ -94,7 +113,9 @@ def _check_no_tensorflow_ops(proto: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"tf2onnx {tf2onnx.__version__} left an operation that ONNX does not have: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"tf2onnx {tf2onnx.__version__} left an operation that ONNX does not have: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class _quiet_tf2onnx:  # noqa: N801 - used as a function

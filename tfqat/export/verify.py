@@ -131,7 +131,9 @@ class _Comparison:
     def points(self) -> tuple[PointParity, ...]:
         """The differences of every point over all batches."""
         merged = {name: [CodeDifference.total(kind) for kind in zip(*found, strict=True)] for name, found in self._found.items()}
-        return tuple(PointParity(id=name, local=local, end_to_end=whole, noise_floor=floor) for name, (local, whole, floor) in merged.items())
+        return tuple(
+            PointParity(id=name, local=local, end_to_end=whole, noise_floor=floor) for name, (local, whole, floor) in merged.items()
+        )
 
     def output_parity(self) -> OutputParity:
         """The first output over all batches."""
@@ -151,7 +153,7 @@ def _layout(keras: np.ndarray, onnx: np.ndarray) -> tuple[int, ...]:
     channels_first = (0, keras.ndim - 1, *range(1, keras.ndim - 1))
     fitting = [permutation for permutation in (identity, channels_first) if keras.transpose(permutation).shape == onnx.shape]
     if not fitting:
-        raise ExportError(f"a tensor of shape {keras.shape} in Keras has the shape {onnx.shape} in the ONNX graph; expected the same axes in some order")
+        raise ExportError(f"a tensor of shape {keras.shape} in Keras has the shape {onnx.shape} in the ONNX graph; expected the same axes")
     return max(fitting, key=lambda permutation: CodeDifference.between(keras.transpose(permutation), onnx).equal)
 
 

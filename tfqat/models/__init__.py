@@ -1,0 +1,1 @@
+"""Trained models: loading them, and reading and rebuilding their graphs."""

@@ -184,10 +184,14 @@ def _calls(model: Any) -> Iterator[Any]:
 def _check_layer(call: Any, model: Any) -> None:
     layer = call.layer
     if isinstance(layer, tf_keras.Model):
-        raise ModelError(f"layer {layer.name!r} is a model inside model {model.name!r}; nested models are not supported yet: build one flat model")
+        raise ModelError(
+            f"layer {layer.name!r} is a model inside model {model.name!r}; nested models are not supported yet: build one flat model"
+        )
     calls = [node for nodes in model._nodes_by_depth.values() for node in nodes if node.layer is layer]
     if len(calls) > 1:
-        raise ModelError(f"layer {layer.name!r} is called {len(calls)} times; shared layers are not supported yet: give each call its own layer")
+        raise ModelError(
+            f"layer {layer.name!r} is called {len(calls)} times; shared layers are not supported yet: give each call its own layer"
+        )
 
 
 def _read_node(call: Any) -> Node:

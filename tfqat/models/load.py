@@ -35,11 +35,15 @@ def _load_file(path: Path, custom_objects: Mapping[str, Any] | None) -> Any:
     if not path.exists():
         raise ModelError(f"model file {path} does not exist")
     if path.suffix == ".keras" and not zipfile.is_zipfile(path):
-        raise ModelError(f"model file {path} is not a .keras archive ({path.stat().st_size} bytes): it is corrupt or of another format; save it again")
+        raise ModelError(
+            f"model file {path} is not a .keras archive ({path.stat().st_size} bytes): it is corrupt or of another format; save it again"
+        )
     try:
         return tf_keras.models.load_model(path, custom_objects=custom_objects, compile=False)
     except Exception as error:  # Keras raises dozens of types for a bad file; each means the same to the user.
-        raise ModelError(f"model file {path} cannot be loaded by tf_keras {tf_keras.__version__}: {_first_line(error)}{_advice(error)}") from error
+        raise ModelError(
+            f"model file {path} cannot be loaded by tf_keras {tf_keras.__version__}: {_first_line(error)}{_advice(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""Where Q/DQ go: the rules, the planner, and the Placement they make."""

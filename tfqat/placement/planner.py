@@ -41,7 +41,9 @@ def plan_graph(graph: ModelGraph, config: QuantizationConfig) -> Placement:
     decisions = {node.name: rules.decide(view, node, rules.RULES[config.preset]) for node in graph.nodes if node.class_name != "InputLayer"}
     points = (*_activation_points(graph, decisions, config), *_weight_points(graph, decisions, config))
     if not points:
-        raise PlacementError(f"preset {config.preset!r} quantizes no layer of this model: it has none of {', '.join(sorted(rules.WEIGHTS))} left to quantize")
+        raise PlacementError(
+            f"preset {config.preset!r} quantizes no layer of this model: it has none of {', '.join(sorted(rules.WEIGHTS))} left to quantize"
+        )
     order = {node.name: number for number, node in enumerate(graph.nodes)}
     return Placement(
         preset=config.preset,
@@ -113,7 +115,7 @@ def _weight_point(node: Node, config: QuantizationConfig) -> QPoint:
         weight=rules.WEIGHTS[node.class_name].attribute,
         spec=spec,
         calibrator=Calibrator(method=settings.calibrator),
-        reason=f"weight of {node.class_name}, {spec.describe()}",
+        reason=f"weight of {node.class_name}",
     )
 
 
@@ -126,7 +128,9 @@ def weight_spec(class_name: str, *, num_bits: int = 8, per_channel: bool = True)
 def _matching(config: QuantizationConfig, named: Sequence[tuple[str, str]]) -> list[Override]:
     """The overrides that match any of the (name, class name) pairs, in their order."""
     return [
-        override for override in config.overrides if any(matches(override.match, name=name, class_name=class_name) for name, class_name in named)
+        override
+        for override in config.overrides
+        if any(matches(override.match, name=name, class_name=class_name) for name, class_name in named)
     ]
 
 
@@ -141,7 +145,9 @@ def _skipped(graph: ModelGraph, config: QuantizationConfig) -> dict[str, str]:
 
 def _check_patterns(graph: ModelGraph, config: QuantizationConfig) -> None:
     if config.preset == "naive" and config.skip:
-        raise PlacementError("quantization.skip: preset 'naive' quantizes every supported layer; use 'hybrid' or 'selective' to skip layers")
+        raise PlacementError(
+            "quantization.skip: preset 'naive' quantizes every supported layer; use 'hybrid' or 'selective' to skip layers"
+        )
     patterns = [(f"quantization.skip[{index}]", pattern) for index, pattern in enumerate(config.skip)]
     patterns += [(f"quantization.overrides[{index}].match", override.match) for index, override in enumerate(config.overrides)]
     shortcuts = [f"{node.name}:shortcut" for node in graph.nodes if node.class_name == "Add"]

@@ -79,7 +79,7 @@ def weighted_layer(view: View, node: Node) -> Decision | None:
     """
     if node.class_name not in WEIGHTS:
         return None
-    return Quantize(inputs=(0,), reason=f"{node.class_name}: input and weight in INT8")
+    return Quantize(inputs=(0,), reason=f"input of {node.class_name}")
 
 
 def residual_add(view: View, node: Node) -> Decision | None:
@@ -117,7 +117,11 @@ def average_pool(view: View, node: Node) -> Decision | None:
 
 def max_pool(view: View, node: Node) -> Decision | None:
     """Max pooling commutes with quantization: TensorRT moves it behind the Q of the layer that reads it."""
-    return KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it") if node.class_name in MAX_POOLS else None
+    return (
+        KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it")
+        if node.class_name in MAX_POOLS
+        else None
+    )
 
 
 def batch_norm(view: View, node: Node) -> Decision | None:
@@ -148,8 +152,28 @@ def anything_else(view: View, node: Node) -> Decision | None:
     return KeepFloat(reason=f"{node.class_name}: no rule for it, computes in float")
 
 
-SELECTIVE: tuple[Rule, ...] = (skipped_layer, weighted_layer, residual_add, average_pool, max_pool, batch_norm, activation, identity, anything_else)
-NAIVE: tuple[Rule, ...] = (skipped_layer, weighted_layer, every_add, average_pool, max_pool, batch_norm, activation, identity, anything_else)
+SELECTIVE: tuple[Rule, ...] = (
+    skipped_layer,
+    weighted_layer,
+    residual_add,
+    average_pool,
+    max_pool,
+    batch_norm,
+    activation,
+    identity,
+    anything_else,
+)
+NAIVE: tuple[Rule, ...] = (
+    skipped_layer,
+    weighted_layer,
+    every_add,
+    average_pool,
+    max_pool,
+    batch_norm,
+    activation,
+    identity,
+    anything_else,
+)
 RULES = {"selective": SELECTIVE, "naive": NAIVE, "hybrid": NAIVE}
 
 
@@ -171,7 +195,7 @@ def _convolution_of_branch(view: View, tensor: TensorRef) -> Node | None:
 
 
 def _shortcut_index(view: View, node: Node, branches: list[Node | None]) -> int:
-    """Which input of an Add is the shortcut: the one that ends in no convolution; of two that do, the one with fewer layers with weights."""
+    """Which input of an Add is the shortcut: the one that ends in no convolution; of two that do, the one with fewer such layers."""
     if None in branches:
         return branches.index(None)
     depths = [_weighted_depth(view, tensor) for tensor in node.inputs]

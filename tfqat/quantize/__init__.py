@@ -1,0 +1,1 @@
+"""Placement -> quantized model, by TFMOT configs, quantizers and scheme."""

@@ -121,7 +121,9 @@ def _inner(layer: Any) -> Any:
 
 def _set_weights(layer: Any, trained: Mapping[str, Any]) -> None:
     if layer.name not in trained:
-        raise ModelError(f"layer {layer.name!r} of the model given as `like` is not in the quantized model; give the model it was made from")
+        raise ModelError(
+            f"layer {layer.name!r} of the model given as `like` is not in the quantized model; give the model it was made from"
+        )
     try:
         layer.set_weights(trained[layer.name].get_weights())
     except ValueError as error:
@@ -140,4 +142,6 @@ def _check_fits(model: Any, placement: Placement) -> None:
     wanted = {edge.layer for point in placement.activations for edge in point.edges} | {point.source for point in placement.points}
     missing = sorted(wanted - known)
     if missing:
-        raise PlacementError(f"the placement names layers that model {model.name!r} does not have: {', '.join(missing)}; plan it again for this model")
+        raise PlacementError(
+            f"the placement names layers that model {model.name!r} does not have: {', '.join(missing)}; plan it again for this model"
+        )

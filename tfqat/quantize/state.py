@@ -32,7 +32,9 @@ def handles(qmodel: Any) -> dict[str, Handle]:
     found: dict[str, Handle] = {}
     for layer in qmodel.layers:
         if isinstance(layer, ActivationQuantizer):
-            found[layer.point.id] = Handle(point=layer.point, amax=layer.quantizer_weights["amax"], enabled=layer.quantizer_weights["enabled"])
+            found[layer.point.id] = Handle(
+                point=layer.point, amax=layer.quantizer_weights["amax"], enabled=layer.quantizer_weights["enabled"]
+            )
         elif isinstance(layer, QuantizeWrapper):
             for quantizer, weight, state in layer.quantized_weights():
                 found[quantizer.point.id] = Handle(point=quantizer.point, amax=state["amax"], enabled=state["enabled"], weight=weight)

@@ -77,11 +77,16 @@ class CalibratedPoint:
         amax, counts = data["amax"], data.get("histogram")
         return cls(
             id=point_id,
-            amax=tuple(map(float, amax)) if isinstance(amax, list) else (float(amax),),
+            amax=tuple(_flat(amax)),
             method=data["method"],
             candidates=_numbers(data["candidates"]) if data.get("candidates") else None,
             histogram=Histogram(bin_width=counts["bin_width"], counts=tuple(counts["counts"]), max=counts["max"]) if counts else None,
         )
+
+
+def _flat(amax: float | list[Any]) -> list[float]:
+    """The ranges of a point in one list; a depthwise kernel has them by input channel and multiplier."""
+    return [value for part in amax for value in _flat(part)] if isinstance(amax, list) else [float(amax)]
 
 
 @dataclass(frozen=True, kw_only=True)

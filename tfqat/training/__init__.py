@@ -1,0 +1,1 @@
+"""Fine-tuning with quantization in the loop, and evaluation."""

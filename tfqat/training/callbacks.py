@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from tfqat.metric_names import higher_is_better
 from tfqat.recipe.modifiers import QatPlan
 
 
-def qat_callbacks(plan: QatPlan, *, monitor: str | None = None, baseline: float | None = None, history: str | Path | None = None) -> list[Any]:
+def qat_callbacks(
+    plan: QatPlan, *, monitor: str | None = None, baseline: float | None = None, history: str | Path | None = None
+) -> list[Any]:
     """The callbacks for `model.fit` of a quantized model.
 
     Args:
@@ -104,7 +107,9 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
         if self.monitor is None:
             return
         if self.monitor not in logs:
-            raise TrainingError(f"training reports no {self.monitor!r}; it reports {', '.join(sorted(logs))}: give validation data, or monitor one of these")
+            raise TrainingError(
+                f"training reports no {self.monitor!r}; it reports {', '.join(sorted(logs))}: give validation data, or monitor one of these"
+            )
         value = float(logs[self.monitor])
         if self.best is None or self._is_better(value, self.best):
             self.best, self.best_epoch, self._weights = value, epoch, self.model.get_weights()
@@ -125,3 +130,21 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
 def _first_validation_metric(logs: dict[str, Any]) -> str | None:
     names = [name for name in logs if name.startswith("val_")]
     return next((name for name in names if name != "val_loss"), names[0] if names else None)
+
+
+class Ticker(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    """Calls a function after each training step, or after each evaluation step, for a progress display."""
+
+    def __init__(self, *, on_train: Callable[[], None] | None = None, on_test: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        self._on_train, self._on_test = on_train, on_test
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Count a training step."""
+        if self._on_train:
+            self._on_train()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Count an evaluation step."""
+        if self._on_test:
+            self._on_test()

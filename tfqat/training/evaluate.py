@@ -26,7 +26,9 @@ def make_loss(config: LossConfig) -> Any:
     if not config.arguments:
         return loss() if isinstance(loss, type) else config.name
     if not isinstance(loss, type):
-        raise RecipeError([f"training.loss: {config.name!r} is a function and takes no arguments; name its class, such as SparseCategoricalCrossentropy"])
+        raise RecipeError(
+            [f"training.loss: {config.name!r} is a function and takes no arguments; name its class, such as SparseCategoricalCrossentropy"]
+        )
     try:
         return loss(**config.arguments)
     except (TypeError, ValueError) as error:

@@ -1,0 +1,39 @@
+"""`tfqat compile model.onnx`: TensorRT engines from a Q/DQ graph, and the precision of every kernel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compile_model(
+    onnx: Annotated[Path, typer.Argument(help="The Q/DQ graph, an ONNX file.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The engine; TensorRT for RTX puts the target before the suffix.")] = None,
+    backend: Annotated[str, typer.Option("--backend", help="auto, tensorrt or tensorrt_rtx.")] = "auto",
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="A compute capability, such as SM86; repeatable. Default: SM86, SM89.")
+    ] = None,
+    batch: Annotated[tuple[int, int, int], typer.Option("--batch", help="Smallest, optimal and largest batch size.")] = (1, 8, 32),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compile a Q/DQ graph and report for every convolution and matrix product whether it runs Int8 x Int8."""
+    from rich.console import Console
+
+    from tfqat.engines.compile import compile_engine
+    from tfqat_cli import display
+
+    report = compile_engine(onnx, out, backend, compute_capabilities=target or ("SM86", "SM89"), batch=batch)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=1))
+        return
+    console = Console()
+    if report.targets:
+        console.print(display.engine_table(report))
+    for built in report.targets:
+        console.print(
+            f"{built.target}: {built.engine_path} ({built.size_bytes:,} bytes, {built.seconds:.1f} s)", highlight=False, soft_wrap=True
+        )
+    console.print(report.message or report.status, markup=False, highlight=False)

@@ -1,0 +1,46 @@
+"""`tfqat verify RUN`: structure and parity of an exported graph; exit code 1 if it is not proven."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    onnx: Annotated[Path | None, typer.Option("--onnx", help="The graph to prove; default: model.onnx of the run.")] = None,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="How many examples of the recipe's test data.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare an exported graph with the model it came from: rules, int8 codes at every point, outputs."""
+    from rich.console import Console
+
+    from tfqat.datasets import load_dataset
+    from tfqat.export.verify import verify as prove
+    from tfqat.models.load import load_model
+    from tfqat.recipe.load import load_recipe
+    from tfqat.recipe.references import load_reference
+    from tfqat.run_directory import exported_model, read_json
+    from tfqat_cli import display
+
+    console = Console()
+    model = load_model(run_directory / exported_model(read_json(run_directory, "metrics.json")))
+    recipe = load_recipe(run_directory / "recipe.yaml")
+    reference = recipe.data.test_reference
+    load = load_reference(reference, base=run_directory.resolve())
+    dataset = load_dataset(load, reference=reference, batch_size=recipe.training.batch_size, model=model)
+    report = prove(model, onnx or run_directory / "model.onnx", dataset, examples=examples)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=1))
+    else:
+        console.print(display.parity_table(report))
+        for check in report.structure:
+            console.print(
+                f"{'✓' if check.passed else '✗'} {check.rule}{': ' + check.detail if check.detail else ''}", markup=False, highlight=False
+            )
+        for failure in report.failures:
+            console.print(f"failed: {failure}", style="red", markup=False, highlight=False)
+    raise typer.Exit(0 if report.passed else 1)

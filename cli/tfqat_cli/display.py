@@ -1,0 +1,115 @@
+"""What the commands print: a progress bar per stage, the placement, the summary of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tfqat.progress import Advance
+
+if TYPE_CHECKING:
+    from tfqat.engines.report import EngineReport
+    from tfqat.export.parity import ParityReport
+    from tfqat.placement.plan import Placement
+
+
+class Stages:
+    """Shows each stage as a bar that stays when it is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<38}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
+        """One bar; without a total it is full when the stage ends."""
+        with Progress(*self._columns, console=self._console) as bars:
+            task = bars.add_task(title, total=total)
+            yield lambda: bars.advance(task)
+            bars.update(task, total=total or 1, completed=total or 1)
+
+    def message(self, text: str) -> None:
+        """One line between the bars."""
+        style = "yellow" if text.startswith("warning") else None
+        self._console.print(f"  {text}", style=style, markup=False, highlight=False)
+
+
+def placement_table(placement: Placement) -> Table:
+    """Every quantization point and every layer left float, with the reasons."""
+    title = f"Placement ({placement.preset}): {len(placement.activations)} activations, {len(placement.weights)} weights"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("point or layer", overflow="fold")
+    table.add_column("grid", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for point in placement.points:
+        table.add_row(point.id, f"int{point.spec.num_bits} {point.calibrator.describe()}", point.reason)
+    table.add_section()
+    for layer in placement.float_layers:
+        table.add_row(layer.layer, "float", layer.reason, style="dim")
+    return table
+
+
+def summary_table(metrics: Mapping[str, Any]) -> Table:
+    """The metrics of each stage beside the float model's."""
+    stages = [(name, label) for name, label in _STAGES if name in metrics]
+    names = list(metrics["float"])
+    table = Table(title="Summary")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+        table.add_column("to float", justify="right")
+    for stage, label in stages:
+        cells = [(f"{metrics[stage][name]:.4f}", f"{metrics[stage][name] - metrics['float'][name]:+.4f}") for name in names]
+        exported = " (exported)" if metrics.get("exported") == stage else ""
+        table.add_row(label + exported, *(text for cell in cells for text in cell))
+    return table
+
+
+_STAGES = (("float", "float"), ("ptq", "PTQ"), ("qat", "QAT"), ("onnx", "ONNX, as written"), ("onnx_deployed", "ONNX Runtime, fused"))
+
+
+def parity_table(parity: ParityReport) -> Table:
+    """The three comparisons of int8 codes."""
+    table = Table(title=f"Parity with ONNX Runtime on {parity.examples} examples")
+    for column in ("comparison", "equal codes", "largest difference"):
+        table.add_column(column, justify="left" if column == "comparison" else "right")
+    rows = (
+        ("local: each segment fed the same codes", parity.local),
+        ("end to end", parity.end_to_end),
+        ("noise floor: float32 against float64", parity.noise_floor),
+    )
+    for label, difference in rows:
+        table.add_row(label, f"{difference.equal:.5%}", str(difference.max_difference))
+    table.add_section()
+    table.add_row("outputs: same largest entry", f"{parity.outputs.top1_agreement:.2%}", f"{parity.outputs.max_abs_difference:.3g}")
+    table.add_row("rules of the exported form", f"{sum(check.passed for check in parity.structure)} of {len(parity.structure)}", "")
+    return table
+
+
+def engine_table(report: EngineReport) -> Table:
+    """The precision of every convolution and matrix product, a column per target."""
+    table = Table(title=f"Engine: {report.backend} {report.version}")
+    table.add_column("layer")
+    table.add_column("operation")
+    for target in report.targets:
+        table.add_column(target.target)
+    for number, layer in enumerate(report.targets[0].layers):
+        cells = [_kernel(target.layers[number]) for target in report.targets]
+        table.add_row(layer.keras_layer, layer.op, *cells)
+    return table
+
+
+def _kernel(layer: Any) -> str:
+    return " x ".join(layer.inputs) if layer.int8 else f"[yellow]{' x '.join(layer.inputs)} (float product)[/yellow]"

@@ -1,0 +1,63 @@
+"""The Typer app, and what every command shares: quiet TensorFlow, errors as messages with exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tfqat import __version__
+from tfqat.errors import TfqatError
+from tfqat_cli.commands import compile as compile_command
+from tfqat_cli.commands import doctor, plan, report, run, schema, verify
+
+EXIT_ERROR = 2
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="INT8 models for TensorRT from trained Keras models."
+)
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("verify")(verify.verify)
+app.command("compile")(compile_command.compile_model)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+app.command("schema")(schema.schema)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False) -> None:
+    if version:
+        typer.echo(f"tfqat {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a TfqatError or Ctrl-C ends with exit code 2 and no traceback."""
+    # Before TensorFlow is imported: its start-up notes are not about the user's work.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app(standalone_mode=False)
+    except TfqatError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; what the run had made is kept in its directory, whose manifest.json says `incomplete`")
+    except Exception as error:
+        _fail_usage(error)
+
+
+def _fail(message: str) -> None:
+    typer.secho("error: ", fg="red", err=True, nl=False)
+    typer.echo(message, err=True)
+    sys.exit(EXIT_ERROR)
+
+
+def _fail_usage(error: Exception) -> None:
+    """Typer's own errors (an unknown option, a missing argument) print themselves; anything else is a fault and keeps its traceback."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    sys.exit(EXIT_ERROR)

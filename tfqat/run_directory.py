@@ -1,0 +1,109 @@
+"""The directory of one run: made new, never overwritten, its files written whole, and a manifest that says how far the run came."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tfqat import files
+from tfqat.errors import RunDirectoryError
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tf2onnx", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13-libs")
+
+
+class RunDirectory:
+    """`<parent>/<name>-<UTC time>/`. Its manifest's `status` is `running`, `complete` or `incomplete`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self._manifest = manifest
+
+    @classmethod
+    def create(cls, parent: Path, name: str, *, recipe_hash: str, seed: int) -> RunDirectory:
+        """Make a new directory.
+
+        Raises:
+            RunDirectoryError: the parent cannot be made or written.
+        """
+        started = datetime.now(UTC)
+        stem = f"{name}-{started:%Y%m%dT%H%M%SZ}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path = _new_folder(parent, stem)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"cannot make a run directory in {parent}: {error.strerror or error}; choose another with --out"
+            ) from error
+        directory = cls(
+            path, {"recipe_hash": recipe_hash, "seed": seed, "started": started.isoformat(timespec="seconds"), "versions": versions()}
+        )
+        directory.mark("running", stage="load")
+        return directory
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def mark(self, status: str, *, stage: str) -> None:
+        """Write the manifest with the status and the stage that is under way, or was the last."""
+        self._manifest.update(status=status, stage=stage, changed=datetime.now(UTC).isoformat(timespec="seconds"))
+        files.write_json(self.path / MANIFEST, self._manifest)
+
+    def discard(self) -> None:
+        """Remove a directory that holds no result yet."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def log(self) -> Iterator[Any]:
+        """`run.log`, open for appending; gives a function that writes one line with its time."""
+        with (self.path / "run.log").open("a", encoding="utf-8") as stream:
+
+            def write(text: str) -> None:
+                stream.write(f"{datetime.now(UTC):%H:%M:%S} {text}\n")
+                stream.flush()
+
+            yield write
+
+
+def read_json(directory: Path, name: str) -> Any:
+    """A JSON file of a run.
+
+    Raises:
+        RunDirectoryError: it is missing or corrupt; names it.
+    """
+    try:
+        return json.loads((directory / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} has no {name}: is it the directory of a run that came that far?") from error
+    except ValueError as error:
+        raise RunDirectoryError(f"{directory / name} is not valid JSON: {error}") from error
+
+
+def exported_model(metrics: dict[str, Any]) -> str:
+    """The name of the model file that a run exported, from its `metrics.json`."""
+    return "qat.keras" if metrics.get("exported") == "qat" else "quantized.keras"
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _new_folder(parent: Path, stem: str) -> Path:
+    for number in range(1, 1000):
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise RunDirectoryError(f"{parent} holds 999 runs of the same second")
