@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_model": "tfqat.models.load",
+    "load_model": "tfqat.quantize.load",
     "plan": "tfqat.placement.planner",
     "Placement": "tfqat.placement.plan",
     "QPoint": "tfqat.placement.plan",

@@ -30,7 +30,10 @@ def load_dataset(load: Callable[[], Any], *, reference: str, batch_size: int, mo
     except Exception as error:
         raise DataError(f"{reference}: the function raised {type(error).__name__}: {error}") from error
     dataset = as_dataset(data, reference=reference, batch_size=batch_size)
-    first = next(iter(dataset.take(1)), None)
+    try:
+        first = next(iter(dataset.take(1)), None)
+    except tf.errors.OpError as error:
+        raise DataError(f"{reference}: the data set raised on its first batch: {error.message.splitlines()[0]}") from error
     if first is None:
         raise DataError(f"{reference}: the data set is empty; expected at least one batch of (inputs, labels)")
     check_batch(model, inputs_of(first), where=reference)
@@ -42,6 +45,11 @@ def as_dataset(data: Any, *, reference: str, batch_size: int) -> Any:
     if isinstance(data, tf.data.Dataset):
         return data
     if isinstance(data, tuple) and data and all(hasattr(part, "shape") for part in tf.nest.flatten(data)):
+        lengths = [tuple(part.shape[:1]) for part in tf.nest.flatten(data)]
+        if len(set(lengths)) > 1 or not lengths[0]:
+            raise DataError(
+                f"{reference}: arrays of the shapes {[tuple(part.shape) for part in tf.nest.flatten(data)]}; expected one length"
+            )
         return tf.data.Dataset.from_tensor_slices(data).batch(batch_size)
     raise DataError(
         f"{reference}: returned {type(data).__name__}; expected a tf.data.Dataset of batches, or a tuple of arrays (inputs, labels)"
@@ -69,6 +77,8 @@ def check_batch(model: Any, inputs: Any, *, where: str) -> None:
     Raises:
         DataError: another number of inputs, or another shape; says both.
     """
+    if isinstance(inputs, dict) and set(inputs) == set(model.input_names):  # Keras matches these by name, not by order
+        inputs = [inputs[name] for name in model.input_names]
     given, wanted = tf.nest.flatten(inputs), tf.nest.flatten(model.inputs)
     if len(given) != len(wanted):
         raise DataError(f"{where}: {len(given)} inputs, but model {model.name!r} takes {len(wanted)}")
@@ -76,6 +86,6 @@ def check_batch(model: Any, inputs: Any, *, where: str) -> None:
         shape = tf.TensorShape(getattr(value, "shape", ()))
         if not expected.shape.is_compatible_with(shape):
             raise DataError(
-                f"{where}: a batch of shape {tuple(shape)}, but input {expected.name!r} of model {model.name!r} takes {tuple(expected.shape)} "
-                "(None is the batch size)"
+                f"{where}: a batch of shape {tuple(shape)}, but input {expected.name!r} of model {model.name!r} takes "
+                f"{tuple(expected.shape)} (None is the batch size)"
             )

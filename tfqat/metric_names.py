@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-_HIGHER = ("acc", "auc", "precision", "recall", "iou", "f1", "fbeta", "dice", "top", "map", "r2", "cosine_similarity")
-_LOWER = ("loss", "mape", "error")
+_HIGHER = (
+    *("acc", "auc", "precision", "recall", "iou", "io_u", "f1", "fbeta", "dice", "top", "map", "r2", "cosine_similarity"),
+    *("true_positives", "true_negatives", "sensitivity", "specificity"),
+)
+_LOWER = ("loss", "error", "mape", "mae", "mse", "msle", "crossentropy", "hinge", "divergence", "kld", "poisson", "cosh", "false_")
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a larger value of the metric is better: accuracy, AUC and the like are; losses and errors are not."""
-    lowered = name.lower().removeprefix("val_")
-    return not any(part in lowered for part in _LOWER) and any(part in lowered for part in _HIGHER)
+    """Whether a larger value of the metric is better: accuracy, AUC and the like are; losses and errors are not.
+
+    The word that ends last decides, as Keras puts the name of an output before that of the metric: `error_map_accuracy` is an accuracy.
+    """
+    return _end(name, _HIGHER) > _end(name, _LOWER)
+
+
+def _end(name: str, words: tuple[str, ...]) -> int:
+    """Where the last of `words` ends in `name`; 0 if it has none of them."""
+    return max(name.lower().rfind(word) + len(word) if word in name.lower() else 0 for word in words)

@@ -14,6 +14,8 @@ from tfqat_cli.commands import compile as compile_command
 from tfqat_cli.commands import doctor, plan, report, run, schema, verify
 
 EXIT_ERROR = 2
+# Without its standalone mode, Typer returns a command's exit code, and this one for Ctrl-C, instead of ending the process.
+_TYPER_INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="INT8 models for TensorRT from trained Keras models."
@@ -38,14 +40,18 @@ def main() -> None:
     """Run the command line; a TfqatError or Ctrl-C ends with exit code 2 and no traceback."""
     # Before TensorFlow is imported: its start-up notes are not about the user's work.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    code = None
     try:
-        app(standalone_mode=False)
+        code = app(prog_name="tfqat", standalone_mode=False)
     except TfqatError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; what the run had made is kept in its directory, whose manifest.json says `incomplete`")
+        code = _TYPER_INTERRUPTED
     except Exception as error:
         _fail_usage(error)
+    if code == _TYPER_INTERRUPTED:
+        _fail("interrupted; what the run had made is kept in its directory, whose manifest.json says `incomplete`")
+    sys.exit(code)
 
 
 def _fail(message: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfqat import numerics
 from tfqat.calibration.histogram import Histogram
@@ -84,11 +86,14 @@ def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibra
         The chosen ranges with the histograms they came from. The same for any order of the batches.
 
     Raises:
-        DataError: fewer batches than asked for, a batch of another shape than the model takes, NaN or Inf.
+        DataError: fewer batches than asked for, a batch of another shape than the model takes, NaN or Inf. The model's quantizers are
+            then as they were.
     """
+    if batches < 1:
+        raise DataError(f"calibration needs at least 1 batch; got batches={batches}")
     handles = state.handles(qmodel)
-    state.set_enabled(qmodel, False)
-    histograms, seen, examples = observe(qmodel, state.activation_inputs(qmodel), _checked(qmodel, dataset, batches))
+    with _in_float(handles):
+        histograms, seen, examples = observe(qmodel, state.activation_inputs(qmodel), _checked(qmodel, dataset, batches))
     if seen < batches:
         raise DataError(
             f"calibration asked for {batches} batches, the data held {seen}: give more data, or set calibration.batches to {seen or 1}"
@@ -96,7 +101,7 @@ def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibra
     points: dict[str, PointCalibration] = {}
     for name, handle in handles.items():
         if handle.weight is not None:
-            points[name] = PointCalibration(amax=numerics.weight_amax(handle.weight, handle.point.spec).numpy(), method="max")
+            points[name] = _weight_range(name, handle)
         else:
             points[name] = _choose(histograms[name], handle)
     calibration = Calibration(points=points, batches=seen, examples=examples)
@@ -109,6 +114,28 @@ def apply(qmodel: Any, calibration: Calibration) -> None:
     state.set_ranges(qmodel, {name: point.amax for name, point in calibration.points.items()})
 
 
+@contextlib.contextmanager
+def _in_float(handles: Mapping[str, state.Handle]) -> Iterator[None]:
+    """All quantizers switched off within the block, and as they were after it."""
+    before = {name: bool(handle.enabled) for name, handle in handles.items()}
+    try:
+        for handle in handles.values():
+            handle.enabled.assign(False)
+        yield
+    finally:
+        for name, handle in handles.items():
+            handle.enabled.assign(before[name])
+
+
+def _weight_range(name: str, handle: state.Handle) -> PointCalibration:
+    amax = numerics.weight_amax(handle.weight, handle.point.spec).numpy()
+    if not np.all(np.isfinite(amax)):
+        raise DataError(
+            f"weight {name!r} holds NaN or Inf in {int(np.sum(~np.isfinite(amax)))} of {amax.size} channels; load a sound model"
+        )
+    return PointCalibration(amax=amax, method="max")
+
+
 def _choose(histogram: Histogram, handle: state.Handle) -> PointCalibration:
     calibrator, spec = handle.point.calibrator, handle.point.spec
     candidates = {method: amax_of(histogram, replace(calibrator, method=method), spec) for method in METHODS}
@@ -117,8 +144,18 @@ def _choose(histogram: Histogram, handle: state.Handle) -> PointCalibration:
     )
 
 
+def _check_finite(qmodel: Any, inputs: Any, number: int) -> None:
+    """Raise if an input holds NaN or Inf: a layer may hide it from the tensors after it, as a fused ReLU turns NaN into 0."""
+    named = inputs if isinstance(inputs, dict) else dict(zip(qmodel.input_names, tf.nest.flatten(inputs), strict=True))
+    for name, value in named.items():
+        array = np.asarray(value)
+        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+            raise DataError(f"calibration batch {number}: tensor {name!r} holds NaN or Inf. Look at that batch of the calibration data")
+
+
 def _checked(qmodel: Any, dataset: Iterable[Any], batches: int) -> Iterator[Any]:
     for number, batch in enumerate(itertools.islice(dataset, batches)):
         inputs = inputs_of(batch)
         check_batch(qmodel, inputs, where=f"calibration batch {number}")
+        _check_finite(qmodel, inputs, number)
         yield inputs

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 
 from tfqat.calibration.histogram import Histogram
@@ -30,7 +33,8 @@ def percentile_amax(histogram: Histogram, percentile: float) -> float:
     Source: Wu et al. 2020, "Integer Quantization for Deep Learning Inference", section 4.
     """
     counts = histogram.occupied()
-    needed = np.ceil(counts.sum() * (percentile / 100.0))
+    # Exact: in floats 99.9% of 1000 values is a little over 999, and the outlier would be kept.
+    needed = math.ceil(int(counts.sum()) * Fraction(str(percentile)) / 100)
     reached = int(np.searchsorted(np.cumsum(counts), needed))
     return min((min(reached, len(counts) - 1) + 1) * histogram.bin_width, histogram.largest)
 

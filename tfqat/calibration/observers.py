@@ -55,7 +55,8 @@ def _count(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     finite = tf.where(tf.math.is_finite(largest), largest, 0.0)
     # 2 ** -exponent from its bits: exact, which pow() does not promise. Multiplying by it is exact too, so floor() gives the right bin.
     scale = tf.bitcast(tf.bitwise.left_shift(127 - _exponent(finite), 23), tf.float32)
-    indices = tf.cast(tf.clip_by_value(magnitude * scale, 0.0, BINS - 1.0), tf.int32)
+    # The clip only matters to NaN and Inf, whose integers are arbitrary: bincount would raise before the caller can name the tensor.
+    indices = tf.clip_by_value(tf.cast(magnitude * scale, tf.int32), 0, BINS - 1)
     return largest, tf.math.bincount(indices, minlength=BINS, maxlength=BINS, dtype=tf.int64)
 
 

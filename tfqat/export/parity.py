@@ -12,6 +12,8 @@ from tfqat.export.structure import StructureCheck
 
 # Local: with identical codes at its inputs, a segment can differ only where a value lies at a tie.
 LOCAL_EQUAL, LOCAL_MAX_DIFFERENCE = 0.9999, 1
+# What follows the last point has no codes to compare, so its outputs are, from identical codes: float32 rounding is a hundredth of this.
+LOCAL_OUTPUT_DIFFERENCE = 1e-4
 # End to end a flipped code changes the sums of the next layer; float32 against float64 shows by how much, and that is allowed 1.5 times.
 FLOOR_FACTOR = 1.5
 TOP1_AGREEMENT = 0.998
@@ -98,18 +100,22 @@ class OutputParity:
         return cls(
             max_abs_difference=float(np.abs(a - b).max(initial=0.0)),
             cosine=float((a * b).sum() / norms) if norms else 1.0,
-            top1_agreement=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()) if len(a) else 1.0,
+            top1_agreement=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """Whether an exported graph computes what the model computes: structure, codes (three ways) and outputs."""
+    """Whether an exported graph computes what the model computes: structure, codes (three ways) and outputs.
+
+    `local_output_difference` is that of the outputs when the last segment is fed the same codes, as a share of the largest output.
+    """
 
     examples: int
     structure: tuple[StructureCheck, ...]
     points: tuple[PointParity, ...]
     outputs: OutputParity
+    local_output_difference: float
 
     @property
     def local(self) -> CodeDifference:
@@ -137,6 +143,11 @@ class ParityReport:
                 f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; "
                 f"worst at {worst.id!r} ({worst.local.equal:.5%})"
             )
+        if not self.local_output_difference <= LOCAL_OUTPUT_DIFFERENCE:
+            found.append(
+                f"local: from the same codes the outputs are {self.local_output_difference:.2e} of the largest one apart, "
+                f"expected at most {LOCAL_OUTPUT_DIFFERENCE:.0e}: look behind the last point"
+            )
         allowed = max(FLOOR_FACTOR * (1 - floor.equal), 1 - LOCAL_EQUAL)
         if 1 - whole.equal > allowed or whole.max_difference > max(FLOOR_FACTOR * floor.max_difference, LOCAL_MAX_DIFFERENCE):
             found.append(
@@ -161,6 +172,7 @@ class ParityReport:
             "limits": {
                 "local_equal": LOCAL_EQUAL,
                 "local_max_difference": LOCAL_MAX_DIFFERENCE,
+                "local_output_difference": LOCAL_OUTPUT_DIFFERENCE,
                 "noise_floor_factor": FLOOR_FACTOR,
                 "top1_agreement": TOP1_AGREEMENT,
             },
@@ -168,6 +180,7 @@ class ParityReport:
             "end_to_end": self.end_to_end.to_dict(),
             "noise_floor": self.noise_floor.to_dict(),
             "outputs": asdict(self.outputs),
+            "local_output_difference": self.local_output_difference,
             "points": [point.to_dict() for point in self.points],
             "structure": [asdict(check) for check in self.structure],
         }

@@ -92,28 +92,31 @@ def _weights_are_int8_constants(graph: ir.Graph, expected: Expected) -> Iterable
 def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     """Equal code for code; a channel may be negated as a whole, which folding a BatchNorm with a negative gamma does."""
     for weight, node in _weight_nodes(graph, expected):
-        found, wanted = _array(node.inputs[0]).astype(np.int16), weight.codes.astype(np.int16)
-        axis = 0 if weight.codes.ndim == 4 else 1
-        rows, models = (np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1) for codes in (found, wanted))
+        found, wanted = _array(node.inputs[0]), weight.codes.astype(np.int16)
+        if found.shape != wanted.shape:
+            yield f"{weight.layer}/{weight.weight} has codes of shape {found.shape}, the model {wanted.shape}"
+            continue
+        axis = _channel_axis(wanted)
+        rows, models = (np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1) for codes in (found.astype(np.int16), wanted))
         same = (rows == models).all(axis=1) | (rows == -models).all(axis=1) | (rows == 0).all(axis=1) & (models != 0).any(axis=1)
-        if found.shape != wanted.shape or not same.all():
+        if not same.all():
             yield f"{weight.layer}/{weight.weight}: {int((~same).sum())} of {len(same)} channels differ"
 
 
 def _nothing_between_weight_and_operation(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for _, node in _weight_nodes(graph, expected):
-        readers = [reader for reader, _ in node.outputs[0].uses()]
-        if [reader.op_type for reader in readers if reader.op_type in MATRIX_OPS] != [readers[0].op_type] or len(readers) != 1:
-            yield f"{node.name} is read by {', '.join(str(reader.op_type) for reader in readers)}"
+        readers = [reader.op_type for reader, _ in node.outputs[0].uses()]
+        if len(readers) != 1 or readers[0] not in MATRIX_OPS:
+            yield f"{node.name} is read by {', '.join(readers) or 'nothing'}"
 
 
 def _weight_scales_on_output_channels(graph: ir.Graph, expected: Expected) -> Iterable[str]:
-    for _, node in _weight_nodes(graph, expected):
-        scale, codes = _array(node.inputs[1]), _array(node.inputs[0])
+    for weight, node in _weight_nodes(graph, expected):
+        scale, wanted = _array(node.inputs[1]), _channel_axis(weight.codes)
+        channels = weight.codes.shape[wanted]
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        wanted = 0 if codes.ndim > 2 else 1
-        if scale.ndim and (axis != wanted or scale.shape != (codes.shape[wanted],)):
-            yield f"{node.name} has {scale.shape} scales on axis {axis}, expected {codes.shape[wanted]} on axis {wanted}"
+        if scale.ndim and (axis != wanted or scale.shape != (channels,)):
+            yield f"{node.name} has {scale.shape} scales on axis {axis}, expected {channels} on axis {wanted}"
 
 
 def _inputs_of_weighted_operations_are_quantized(graph: ir.Graph, expected: Expected) -> Iterable[str]:
@@ -162,6 +165,11 @@ def _weight_nodes(graph: ir.Graph, expected: Expected) -> list[tuple[WeightCodes
     by_name = {node.name: node for node in graph if node.op_type == DQ}
     found = [(weight, by_name.get(f"{weight.layer}/{weight.weight}/DQ")) for weight in expected.weights]
     return [(weight, node) for weight, node in found if node is not None]
+
+
+def _channel_axis(codes: np.ndarray) -> int:
+    """The axis of the output channels: the first of a convolution's weight, the last of a matrix."""
+    return 0 if codes.ndim > 2 else 1
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

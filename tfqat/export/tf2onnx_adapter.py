@@ -8,7 +8,8 @@ QuantizeAndDequantize gives those nodes names of its own, so that they could not
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import tensorflow as tf
 import tf2onnx
 import tf_keras
 from tf2onnx import optimizer as tf2onnx_optimizers
+from tf2onnx import utils as tf2onnx_utils
+from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
 from tfqat import numerics
 from tfqat.errors import ExportError
@@ -63,29 +66,69 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
             f"opset {opset} is out of range: tf2onnx {tf2onnx.__version__} exports Q/DQ per channel for {MIN_OPSET} to {MAX_OPSET}; "
             "17 is the default"
         )
-    optimizers = dict(tf2onnx_optimizers._get_optimizers())
+    optimizers = {**tf2onnx_optimizers._get_optimizers(), "optimize_transpose": _NamedTransposeOptimizer}
     if markers is not None:
         optimizers = {name: factory for name, factory in optimizers.items() if name not in _HARMFUL_OPTIMIZERS}
     signature = [tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in tf.nest.flatten(model.inputs)]
-    with _quiet_tf2onnx():
+    foreign: list[str] = []
+    with _quiet_tf2onnx(), _inlined_grouped_convolutions(model):
         proto, _ = tf2onnx.convert.from_keras(
             model,
             input_signature=signature,
             opset=opset,
             optimizers=optimizers,
-            custom_op_handlers={_MARKER: (_quantizer_handler(markers or ()), [])},
+            custom_op_handlers={_MARKER: (_quantizer_handler(markers or (), foreign), [])},
+        )
+    if foreign:
+        raise ExportError(
+            f"TensorFlow op {foreign[0]!r} ({_MARKER}) belongs to the model itself, not to tfqat; remove fake quantization from the model"
         )
     _check_no_tensorflow_ops(proto)
     return ir.from_proto(proto)
 
 
-def _quantizer_handler(markers: Sequence[Marker]) -> Any:
+class _NamedTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
+    """tf2onnx's optimizer of transposes, which moves a bias into the convolution before it and then calls that `Conv__13`.
+
+    Here the convolution keeps its layer's name (a depthwise convolution with a bias is where it matters).
+    """
+
+    def _add_handler(self, trans: Any, node: Any) -> Any:
+        convolution, make_node = trans.inputs[0], self._g.make_node
+
+        def named(op_type: str, *args: Any, **settings: Any) -> Any:
+            if op_type == convolution.type:
+                settings.setdefault("name", tf2onnx_utils.make_name(convolution.name))
+            return make_node(op_type, *args, **settings)
+
+        self._g.make_node = named
+        try:
+            return super()._add_handler(trans, node)
+        finally:
+            self._g.make_node = make_node
+
+
+@contextmanager
+def _inlined_grouped_convolutions(model: Any) -> Iterator[None]:
+    """Let grouped convolutions be traced in place: tf_keras compiles them as functions of their own, which tf2onnx cannot convert."""
+    grouped = [layer for layer in model.layers if getattr(layer, "groups", 1) > 1 and hasattr(layer, "_jit_compiled_convolution_op")]
+    for layer in grouped:
+        vars(layer)["_jit_compiled_convolution_op"] = layer.convolution_op
+    try:
+        yield
+    finally:
+        for layer in grouped:
+            del vars(layer)["_jit_compiled_convolution_op"]
+
+
+def _quantizer_handler(markers: Sequence[Marker], foreign: list[str]) -> Any:
+    """The handler of the marker op; the names of those that are not ours go to `foreign`, as tf2onnx swallows exceptions."""
+
     def handler(context: Any, node: Any, name: str, args: Any) -> None:
         marker = next((marker for marker in markers if f"/{marker.name}/" in f"/{name}/"), None)
         if marker is None:
-            raise ExportError(
-                f"TensorFlow op {name!r} ({_MARKER}) belongs to the model itself, not to tfqat; remove fake quantization from the model"
-            )
+            foreign.append(name)
+            return
         point, scale = marker.point, marker.scale
         inputs, outputs, shape, dtype = (
             list(node.input),

@@ -49,7 +49,13 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
     seen = sum(comparison.add(batch) for batch in _limited(qmodel, dataset, examples))
     if not seen:
         raise DataError("verify: the data set is empty; expected at least one batch of inputs")
-    return ParityReport(examples=seen, structure=structure, points=comparison.points(), outputs=comparison.output_parity())
+    return ParityReport(
+        examples=seen,
+        structure=structure,
+        points=comparison.points(),
+        outputs=comparison.output_parity(),
+        local_output_difference=comparison.local_output_difference,
+    )
 
 
 def verify_structure(qmodel: Any, path: Path) -> tuple[StructureCheck, ...]:
@@ -110,10 +116,12 @@ class _Comparison:
         self._layouts: dict[str, tuple[int, ...]] = {}
         self._found: dict[str, list[tuple[CodeDifference, CodeDifference, CodeDifference]]] = {name: [] for name in self._keras.points}
         self._outputs: list[tuple[np.ndarray, np.ndarray]] = []
+        self.local_output_difference = 0.0
 
     def add(self, inputs: Any) -> int:
         """Compare one batch; returns its number of examples."""
-        arrays = [np.asarray(value) for value in tf.nest.flatten(inputs)]
+        given = [inputs[name] for name in self._input_names] if isinstance(inputs, Mapping) else tf.nest.flatten(inputs)
+        arrays = [np.asarray(value) for value in given]
         codes, outputs = self._keras(inputs)
         codes64, _ = self._keras64(tf.nest.map_structure(lambda value: tf.cast(value, tf.float64), inputs))
         fed = dict(zip(self._input_names, arrays, strict=True))
@@ -121,11 +129,13 @@ class _Comparison:
         if not self._layouts:
             self._layouts = {name: _layout(codes[name], whole[name]) for name in codes}
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
-        _, local = self._run(self._cut, {**fed, **{f"given/{name}": array for name, array in in_layout.items()}})
+        local_outputs, local = self._run(self._cut, {**fed, **{f"given/{name}": array for name, array in in_layout.items()}})
         for name, array in in_layout.items():
             floor = CodeDifference.between(codes[name], codes64[name])
             self._found[name].append((CodeDifference.between(array, local[name]), CodeDifference.between(array, whole[name]), floor))
         self._outputs.append((outputs[0], onnx_outputs[0]))
+        apart = [_relative_difference(one, other) for one, other in zip(outputs, local_outputs, strict=True)]
+        self.local_output_difference = float(np.max([self.local_output_difference, *apart]))  # NaN stays
         return len(arrays[0])
 
     def points(self) -> tuple[PointParity, ...]:
@@ -148,13 +158,19 @@ class _Comparison:
 
 
 def _layout(keras: np.ndarray, onnx: np.ndarray) -> tuple[int, ...]:
-    """The permutation from Keras's layout to the graph's: unchanged, or channels first; where both fit the shape, the one that agrees more."""
+    """The permutation from Keras's layout to the graph's: none, or channels first; where both fit the shape, the one that agrees more."""
     identity = tuple(range(keras.ndim))
     channels_first = (0, keras.ndim - 1, *range(1, keras.ndim - 1))
     fitting = [permutation for permutation in (identity, channels_first) if keras.transpose(permutation).shape == onnx.shape]
     if not fitting:
         raise ExportError(f"a tensor of shape {keras.shape} in Keras has the shape {onnx.shape} in the ONNX graph; expected the same axes")
     return max(fitting, key=lambda permutation: CodeDifference.between(keras.transpose(permutation), onnx).equal)
+
+
+def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:
+    """The largest difference as a share of the largest magnitude in `wanted`."""
+    largest = float(np.abs(wanted).max(initial=0.0))
+    return float(np.abs(wanted - found).max(initial=0.0)) / (largest or 1.0)
 
 
 def _limited(qmodel: Any, dataset: Iterable[Any], examples: int) -> Iterable[Any]:

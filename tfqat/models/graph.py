@@ -112,13 +112,12 @@ def rebuild(
         sources = [_reference(tensor) for tensor in call.keras_inputs]
         fed = iter([feed(layer, index, source) for index, source in enumerate(sources)])
         arguments, keywords = tf.nest.map_structure(
-            lambda value, fed=fed: next(fed) if tf_keras.backend.is_keras_tensor(value) else value, (call.call_args, call.call_kwargs)
+            lambda value, fed=fed: next(fed) if hasattr(value, "_keras_history") else value, (call.call_args, call.call_kwargs)
         )
         outputs = tf.nest.flatten(replace(layer)(*arguments, **keywords))
         made.update({TensorRef(layer=layer.name, index=index): output for index, output in enumerate(outputs)})
-    inputs = [made[_reference(tensor)] for tensor in tf.nest.flatten(model.inputs)]
-    outputs = [made[_reference(tensor)] for tensor in tf.nest.flatten(model.outputs)]
-    return tf_keras.Model(_like(model.inputs, inputs), _like(model.outputs, outputs), name=model.name)
+    inputs, outputs = tf.nest.map_structure(lambda tensor: made[_reference(tensor)], (model._nested_inputs, model._nested_outputs))
+    return tf_keras.Model(inputs, outputs, name=model.name)
 
 
 def clone_layer(layer: Any, **changes: Any) -> Any:
@@ -165,7 +164,14 @@ def _with_dtype(config: Any, dtype: str) -> Any:
 
 def _check_functional(model: Any) -> None:
     if not isinstance(model, tf_keras.Model):
-        raise ModelError(f"expected a tf_keras.Model, got {type(model).__module__}.{type(model).__name__}; load it with tfqat.load_model")
+        found = f"{type(model).__module__}.{type(model).__name__}"
+        if found.startswith("keras."):
+            raise ModelError(
+                f"expected a tf_keras.Model, got {found}, a model of Keras 3, which this version cannot read: build it with tf_keras"
+            )
+        raise ModelError(f"expected a tf_keras.Model, got {found}; tfqat.load_model makes one from a file")
+    if isinstance(model, tf_keras.Sequential) and not model.built:
+        raise ModelError(f"model {model.name!r} is a Sequential without an input shape: start it with tf_keras.Input(shape)")
     if not getattr(model, "_is_graph_network", False):
         raise ModelError(
             f"model {model.name!r} ({type(model).__name__}) is a subclassed model: its layers are called in Python code that tfqat cannot "
@@ -209,9 +215,3 @@ def _reference(tensor: Any) -> TensorRef:
 def _new_input(call: Any, dtype: str | None) -> Any:
     old = tf.nest.flatten(call.outputs)[0]
     return tf_keras.Input(batch_shape=old.shape, dtype=dtype or old.dtype, name=call.layer.name)
-
-
-def _like(structure: Any, tensors: list[Any]) -> Any:
-    """`tensors` in the structure of a model's `inputs` or `outputs`: a single tensor stays single."""
-    packed = tf.nest.pack_sequence_as(structure, tensors)
-    return packed[0] if isinstance(packed, list) and len(packed) == 1 else packed

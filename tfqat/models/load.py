@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,12 +39,25 @@ def _load_file(path: Path, custom_objects: Mapping[str, Any] | None) -> Any:
         raise ModelError(
             f"model file {path} is not a .keras archive ({path.stat().st_size} bytes): it is corrupt or of another format; save it again"
         )
+    if (version := _saved_by(path)).startswith("3."):
+        raise ModelError(f"model file {path} is of Keras {version}, which this version cannot read: save the model with tf_keras")
     try:
         return tf_keras.models.load_model(path, custom_objects=custom_objects, compile=False)
     except Exception as error:  # Keras raises dozens of types for a bad file; each means the same to the user.
         raise ModelError(
             f"model file {path} cannot be loaded by tf_keras {tf_keras.__version__}: {_first_line(error)}{_advice(error)}"
         ) from error
+
+
+def _saved_by(path: Path) -> str:
+    """The version of Keras that wrote a `.keras` archive; empty where none is written down."""
+    if path.suffix != ".keras":
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
+    except (KeyError, ValueError, zipfile.BadZipFile):
+        return ""
 
 
 def _first_line(error: Exception) -> str:
@@ -53,8 +67,10 @@ def _first_line(error: Exception) -> str:
 
 def _advice(error: Exception) -> str:
     text = str(error)
-    if "Unknown layer" in text or "Could not locate class" in text or "register_keras_serializable" in text:
+    if "'str' object is not callable" in text:  # tf-keras 2.21 takes the name of a class that it does not know for the layer.
+        return ". The file has a layer of a class that Keras does not know: give the classes of custom layers as custom_objects"
+    if "Could not locate class" in text:
+        return ". Give the classes of custom layers as custom_objects; a subclassed model has to be rebuilt with the functional API"
+    if "Unknown layer" in text or "register_keras_serializable" in text:
         return ". Give the classes of custom layers as custom_objects"
-    if "keras.src" in text or "'module': 'keras" in text:
-        return ". The file seems to be of Keras 3, which this version cannot read: save the model with tf_keras"
     return ""

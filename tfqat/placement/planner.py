@@ -11,7 +11,7 @@ from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.placement import rules
 from tfqat.placement.plan import Edge, FloatLayer, Placement, QPoint
-from tfqat.placement.select import matches, no_match, select
+from tfqat.placement.select import matches, no_match
 from tfqat.recipe.load import quantization_config
 from tfqat.recipe.schema import Override, QuantizationConfig
 from tfqat.spec import Calibrator, PerChannel, PerTensor, QuantSpec
@@ -36,9 +36,9 @@ def plan(model: Any, quantization: str | Mapping[str, Any] | QuantizationConfig 
 
 def plan_graph(graph: ModelGraph, config: QuantizationConfig) -> Placement:
     """`plan` for a model that has been read already."""
-    _check_patterns(graph, config)
     view = rules.View(graph=graph, skipped=_skipped(graph, config))
     decisions = {node.name: rules.decide(view, node, rules.RULES[config.preset]) for node in graph.nodes if node.class_name != "InputLayer"}
+    _check_patterns(graph, decisions, config)
     points = (*_activation_points(graph, decisions, config), *_weight_points(graph, decisions, config))
     if not points:
         raise PlacementError(
@@ -62,6 +62,7 @@ class _Reads:
 
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
+    names: list[tuple[str, str]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
 
@@ -70,17 +71,21 @@ def _activation_points(graph: ModelGraph, decisions: Mapping[str, rules.Decision
     reads: dict[TensorRef, _Reads] = {}
     for node in graph.nodes:
         decision = decisions.get(node.name)
-        for index in decision.inputs if isinstance(decision, rules.Quantize) else ():
+        if not isinstance(decision, rules.Quantize):
+            continue
+        for index in decision.inputs:
             read = reads.setdefault(node.inputs[index], _Reads())
             read.nodes.append(node)
             read.edges.append(Edge(layer=node.name, index=index))
-            read.reasons.append(decision.reason if isinstance(decision, rules.Quantize) else "")
-    return [_activation_point(graph, tensor, read, config) for tensor, read in reads.items()]
+            read.names += [(node.name, node.class_name), (edge_id(node, index, decision.inputs), "")]
+            read.reasons.append(decision.reason)
+    return [_activation_point(tensor, read, decisions, config) for tensor, read in reads.items()]
 
 
-def _activation_point(graph: ModelGraph, tensor: TensorRef, read: _Reads, config: QuantizationConfig) -> QPoint:
-    point_id = activation_id(tensor, read.nodes)
-    _, settings = config.resolve(_matching(config, [(point_id, ""), *((node.name, node.class_name) for node in read.nodes)]))
+def _activation_point(tensor: TensorRef, read: _Reads, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> QPoint:
+    first = decisions[read.nodes[0].name]
+    point_id = activation_id(tensor, read.nodes, first.inputs if isinstance(first, rules.Quantize) else ())
+    _, settings = config.resolve(_matching(config, [(point_id, ""), *read.names]))
     return QPoint(
         id=point_id,
         kind="activation",
@@ -93,11 +98,24 @@ def _activation_point(graph: ModelGraph, tensor: TensorRef, read: _Reads, config
     )
 
 
-def activation_id(tensor: TensorRef, readers: list[Node]) -> str:
-    """The id of an activation point: `add:shortcut` where one Add alone reads it, else the name of the layer that makes the tensor."""
+def activation_id(tensor: TensorRef, readers: Sequence[Node], quantized: Sequence[int]) -> str:
+    """The id of an activation point: that of the edge where one Add alone reads it, else the name of the layer that makes the tensor.
+
+    Args:
+        tensor: what is quantized.
+        readers: the layers that read it quantized.
+        quantized: which inputs the first of them reads quantized.
+    """
     if len(readers) == 1 and readers[0].class_name == "Add":
-        return f"{readers[0].name}:shortcut" if len(readers[0].inputs) == 2 else f"{readers[0].name}:{readers[0].inputs.index(tensor)}"
+        return edge_id(readers[0], readers[0].inputs.index(tensor), quantized)
     return tensor.layer if tensor.index == 0 else f"{tensor.layer}:{tensor.index}"
+
+
+def edge_id(node: Node, index: int, quantized: Sequence[int]) -> str:
+    """`add:shortcut` for the one input that an Add reads quantized, `add:0` and `add:1` for one of several; else the layer's name."""
+    if node.class_name != "Add":
+        return node.name
+    return f"{node.name}:shortcut" if len(quantized) == 1 else f"{node.name}:{index}"
 
 
 def _weight_points(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> list[QPoint]:
@@ -127,38 +145,51 @@ def weight_spec(class_name: str, *, num_bits: int = 8, per_channel: bool = True)
 
 def _matching(config: QuantizationConfig, named: Sequence[tuple[str, str]]) -> list[Override]:
     """The overrides that match any of the (name, class name) pairs, in their order."""
-    return [
-        override
-        for override in config.overrides
-        if any(matches(override.match, name=name, class_name=class_name) for name, class_name in named)
-    ]
+    return [override for override in config.overrides if _found(override.match, named)]
 
 
 def _skipped(graph: ModelGraph, config: QuantizationConfig) -> dict[str, str]:
     """Layer name -> reason, for every layer that a skip pattern selects; the first pattern that does gives the reason."""
     skipped: dict[str, str] = {}
-    for index, pattern in enumerate(config.skip):
-        for node in select(pattern, graph, where=f"quantization.skip[{index}]"):
-            skipped.setdefault(node.name, f"skipped by the recipe: {pattern!r}")
+    for pattern in config.skip:
+        for node in graph.nodes:
+            if _found(pattern, _skip_names(node)):
+                skipped.setdefault(node.name, f"skipped by the recipe: {pattern!r}")
     return skipped
 
 
-def _check_patterns(graph: ModelGraph, config: QuantizationConfig) -> None:
+def _skip_names(node: Node) -> list[tuple[str, str]]:
+    """The (name, class name) pairs that a skip pattern may match: an Add is skipped by the id of its shortcut too."""
+    shortcut = [(f"{node.name}:shortcut", "")] if node.class_name == "Add" else []
+    return [(node.name, node.class_name), *shortcut]
+
+
+def _check_patterns(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> None:
     if config.preset == "naive" and config.skip:
         raise PlacementError(
             "quantization.skip: preset 'naive' quantizes every supported layer; use 'hybrid' or 'selective' to skip layers"
         )
-    patterns = [(f"quantization.skip[{index}]", pattern) for index, pattern in enumerate(config.skip)]
-    patterns += [(f"quantization.overrides[{index}].match", override.match) for index, override in enumerate(config.overrides)]
-    shortcuts = [f"{node.name}:shortcut" for node in graph.nodes if node.class_name == "Add"]
-
-    def found(pattern: str) -> bool:
-        names = [(node.name, node.class_name) for node in graph.nodes] + [(shortcut, "") for shortcut in shortcuts]
-        return any(matches(pattern, name=name, class_name=class_name) for name, class_name in names)
-
-    missing = [no_match(pattern, graph.nodes, where=where) for where, pattern in patterns if not found(pattern)]
+    layers = [(node.name, node.class_name) for node in graph.nodes]
+    skippable = [name for node in graph.nodes for name in _skip_names(node)]
+    edges = [
+        (edge_id(node, index, decision.inputs), "")
+        for node in graph.nodes
+        if isinstance(decision := decisions.get(node.name), rules.Quantize)
+        for index in decision.inputs
+    ]
+    patterns = [(f"quantization.skip[{index}]", pattern, skippable) for index, pattern in enumerate(config.skip)]
+    patterns += [
+        (f"quantization.overrides[{index}].match", override.match, layers + edges) for index, override in enumerate(config.overrides)
+    ]
+    missing = [
+        no_match(pattern, names, layers=len(layers), where=where) for where, pattern, names in patterns if not _found(pattern, names)
+    ]
     if missing:
         raise NoMatchError("\n".join(missing))
+
+
+def _found(pattern: str, named: Sequence[tuple[str, str]]) -> bool:
+    return any(matches(pattern, name=name, class_name=class_name) for name, class_name in named)
 
 
 def _anchor(point: QPoint) -> str:

@@ -26,6 +26,7 @@ WEIGHTS = {
     "DepthwiseConv2D": Weight(attribute="depthwise_kernel", channel_axes=(2, 3)),
     "Dense": Weight(attribute="kernel", channel_axes=(1,)),
 }
+CONVOLUTIONS = {"Conv2D", "DepthwiseConv2D"}
 AVERAGE_POOLS = {"AveragePooling2D", "GlobalAveragePooling2D"}
 MAX_POOLS = {"MaxPooling2D", "GlobalMaxPooling2D"}
 ACTIVATIONS = {"ReLU", "Activation", "LeakyReLU", "PReLU", "Softmax", "ELU", "ThresholdedReLU"}
@@ -125,13 +126,18 @@ def max_pool(view: View, node: Node) -> Decision | None:
 
 
 def batch_norm(view: View, node: Node) -> Decision | None:
-    """BatchNorm right after a quantized layer is folded into its scales."""
+    """BatchNorm right after a quantized convolution is folded into its scales, unless the values between them are used."""
     if node.class_name != "BatchNormalization":
         return None
-    source = view.graph.node(node.inputs[0].layer)
-    if view.is_int8_weighted(source):
-        return KeepFloat(reason=f"folded into the scales of {source.name} at export")
-    return KeepFloat(reason=f"BatchNorm after {source.name}, which is not quantized: stays float")
+    between = node.inputs[0]
+    source = view.graph.node(between.layer)
+    if not view.is_int8_weighted(source):
+        return KeepFloat(reason=f"BatchNorm after {source.name}, which is not quantized: stays float")
+    if source.class_name not in CONVOLUTIONS or source.config.get("activation", "linear") != "linear":
+        return KeepFloat(reason=f"BatchNorm after {source.name}, which is not a convolution without activation: stays float")
+    if len(view.graph.consumers(between)) > 1 or between in view.graph.outputs:
+        return KeepFloat(reason=f"BatchNorm after {source.name}, whose output is read elsewhere too: stays float")
+    return KeepFloat(reason=f"folded into the scales of {source.name} at export")
 
 
 def activation(view: View, node: Node) -> Decision | None:

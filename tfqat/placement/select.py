@@ -6,8 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterable
 
-from tfqat.errors import NoMatchError, PlacementError, nearest
-from tfqat.models.graph import ModelGraph, Node
+from tfqat.errors import PlacementError, nearest
 
 REGEX_PREFIX = "re:"
 
@@ -26,29 +25,19 @@ def matches(pattern: str, *, name: str, class_name: str) -> bool:
         raise PlacementError(f"pattern {pattern!r} is not a regular expression: {error}") from error
 
 
-def select(pattern: str, graph: ModelGraph, *, where: str) -> tuple[Node, ...]:
-    """The layers that `pattern` selects.
+def no_match(pattern: str, named: Iterable[tuple[str, str]], *, layers: int, where: str) -> str:
+    """The message for a pattern that selects nothing: what was looked for, the nearest name, and the three forms.
 
     Args:
         pattern: see the module's first line.
-        graph: the model's layers.
-        where: what holds the pattern, for the message, such as `quantization.skip[0]`.
-
-    Raises:
-        NoMatchError: it selects none.
+        named: the (name, class name) pairs it was held against.
+        layers: how many layers the model has.
+        where: what holds the pattern, such as `quantization.skip[0]`.
     """
-    selected = tuple(node for node in graph.nodes if matches(pattern, name=node.name, class_name=node.class_name))
-    if not selected:
-        raise NoMatchError(no_match(pattern, graph.nodes, where=where))
-    return selected
-
-
-def no_match(pattern: str, nodes: Iterable[Node], *, where: str) -> str:
-    """The message for a pattern that selects nothing: what was looked for, the nearest name, and the three forms."""
-    nodes = tuple(nodes)
-    known = [*(node.name for node in nodes), *sorted({node.class_name for node in nodes})]
+    named = tuple(named)
+    known = [*(name for name, _ in named), *sorted({class_name for _, class_name in named if class_name})]
     wanted = pattern.removeprefix(REGEX_PREFIX)
     return (
-        f"{where}: pattern {pattern!r} matches none of the {len(nodes)} layers{nearest(wanted, known)} "
+        f"{where}: pattern {pattern!r} matches none of the {layers} layers{nearest(wanted, known)} "
         "(a pattern is a layer name or glob, a regular expression after 're:', or a layer class)"
     )

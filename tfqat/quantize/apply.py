@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tensorflow_model_optimization.python.core.quantization.keras.quantize import quantize_annotate_layer, quantize_apply
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_annotate import QuantizeAnnotate
 
 from tfqat import numerics
 from tfqat.errors import ModelError, PlacementError
@@ -132,7 +133,7 @@ def _set_weights(layer: Any, trained: Mapping[str, Any]) -> None:
 
 def _copy_into_annotated(model: Any, annotated: Any) -> None:
     for layer in annotated.layers:
-        inner = getattr(layer, "layer", layer)
+        inner = layer.layer if isinstance(layer, QuantizeAnnotate) else layer
         if inner.weights:
             inner.set_weights(model.get_layer(inner.name).get_weights())
 

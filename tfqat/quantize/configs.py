@@ -9,9 +9,10 @@ import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_config import QuantizeConfig
 
 from tfqat.errors import PlacementError
+from tfqat.models.graph import Node
 from tfqat.placement.plan import QPoint
 from tfqat.placement.planner import weight_spec
-from tfqat.placement.rules import WEIGHTS
+from tfqat.placement.rules import SELECTIVE, WEIGHTS, Quantize, View, decide
 from tfqat.quantize.quantizers import PACKAGE, TensorQuantizer
 from tfqat.spec import Calibrator, QuantSpec
 
@@ -148,8 +149,10 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
         return cls(weights=weights, activations=base.activations, inputs=base.inputs, calibrator=base.calibrator, reason=base.reason)
 
 
-def default_config(layer: Any) -> InputQuantizeConfig:
-    """The config of a layer that is annotated without one: by its class, as the rule `selective` would have it."""
-    if type(layer).__name__ in WEIGHTS:
-        return WeightedQuantizeConfig()
-    return InputQuantizeConfig()
+def default_config(view: View, node: Node) -> InputQuantizeConfig | None:
+    """The config of a layer that is annotated without one: what the rules of `selective` say; None where they keep it float."""
+    decision = decide(view, node, SELECTIVE)
+    if not isinstance(decision, Quantize):
+        return None
+    config = WeightedQuantizeConfig if node.class_name in WEIGHTS else InputQuantizeConfig
+    return config(inputs=decision.inputs, reason=decision.reason)

@@ -10,6 +10,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_schem
 
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, TensorRef
+from tfqat.placement import rules
 from tfqat.placement.plan import Edge, Placement, QPoint
 from tfqat.placement.planner import activation_id
 from tfqat.quantize.configs import InputQuantizeConfig, WeightedQuantizeConfig, default_config
@@ -48,8 +49,8 @@ class AnnotatedOnlyRegistry(QuantizeRegistry):  # type: ignore[misc]
         return False
 
     def get_quantize_config(self, layer: Any) -> InputQuantizeConfig:
-        """The default config of a layer's class."""
-        return default_config(layer)
+        """The config of a layer by itself; not asked for, because `supports` is false."""
+        return WeightedQuantizeConfig() if type(layer).__name__ in rules.WEIGHTS else InputQuantizeConfig()
 
 
 class TensorRTLayoutTransform(QuantizeLayoutTransform):  # type: ignore[misc]
@@ -68,8 +69,9 @@ class TensorRTLayoutTransform(QuantizeLayoutTransform):  # type: ignore[misc]
         Returns:
             The rewritten model, and the annotations that are not tfqat's, for TFMOT to apply.
         """
-        configs, foreign = _sort_configs(model, layer_quantize_map)
-        placed = self.placement.activations if self.placement else annotated_points(model_graph.read(model), configs)
+        graph = model_graph.read(model)
+        configs, foreign = _sort_configs(graph, layer_quantize_map)
+        placed = self.placement.activations if self.placement else annotated_points(graph, configs)
         on_edges = {(edge.layer, edge.index): quantizer for quantizer, point in _quantizers(placed) for edge in point.edges}
 
         def wrap(layer: Any) -> Any:
@@ -93,7 +95,7 @@ def annotated_points(graph: ModelGraph, configs: dict[str, InputQuantizeConfig])
         config = configs[edges[0][0]]
         points.append(
             QPoint(
-                id=activation_id(tensor, [graph.node(name) for name, _ in edges]),
+                id=activation_id(tensor, [graph.node(name) for name, _ in edges], config.inputs),
                 kind="activation",
                 source=tensor.layer,
                 output=tensor.index,
@@ -114,17 +116,19 @@ def copy_into_wrapped(source: Any, quantized: Any) -> None:
             inner.set_weights(source.get_layer(inner.name).get_weights())
 
 
-def _sort_configs(model: Any, layer_quantize_map: dict[str, Any]) -> tuple[dict[str, InputQuantizeConfig], dict[str, Any]]:
-    ours, foreign = {}, {}
-    for name, entry in layer_quantize_map.items():
-        if not entry:  # TFMOT lists the input layers of annotated layers without a config.
-            continue
-        config = entry.get("quantize_config") or default_config(model.get_layer(name))
-        if isinstance(config, InputQuantizeConfig):
-            ours[name] = config
-        else:
-            foreign[name] = entry
-    return ours, foreign
+def _sort_configs(graph: ModelGraph, layer_quantize_map: dict[str, Any]) -> tuple[dict[str, InputQuantizeConfig], dict[str, Any]]:
+    annotated = {name: entry for name, entry in layer_quantize_map.items() if entry}  # TFMOT lists input layers with an empty entry.
+    foreign = {
+        name: entry
+        for name, entry in annotated.items()
+        if entry["quantize_config"] is not None and not isinstance(entry["quantize_config"], InputQuantizeConfig)
+    }
+    others = {node.name: "not annotated for tfqat" for node in graph.nodes if node.name not in annotated or node.name in foreign}
+    view = rules.View(graph=graph, skipped=others)
+    ours = {
+        name: entry["quantize_config"] or default_config(view, graph.node(name)) for name, entry in annotated.items() if name not in foreign
+    }
+    return {name: config for name, config in ours.items() if config is not None}, foreign
 
 
 def _quantizers(points: tuple[QPoint, ...]) -> list[tuple[ActivationQuantizer, QPoint]]:

@@ -47,12 +47,18 @@ def set_ranges(qmodel: Any, ranges: Mapping[str, Any]) -> None:
     """Set the amax of points, by id, and enable them.
 
     Raises:
-        PlacementError: an id that the model does not have.
+        PlacementError: an id that the model does not have, or an amax of another shape; nothing is set then.
     """
     known = handles(qmodel)
     for point_id, amax in ranges.items():
         if point_id not in known:
             raise PlacementError(f"model {qmodel.name!r} has no quantization point {point_id!r}{nearest(point_id, known)}")
+        if np.shape(amax) != tuple(known[point_id].amax.shape):
+            raise PlacementError(
+                f"quantization point {point_id!r} of model {qmodel.name!r} takes an amax of shape {tuple(known[point_id].amax.shape)}; "
+                f"got {np.shape(amax)}: these ranges are of another placement"
+            )
+    for point_id, amax in ranges.items():
         known[point_id].amax.assign(np.asarray(amax, np.float32))
         known[point_id].enabled.assign(True)
 

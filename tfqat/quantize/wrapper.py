@@ -19,14 +19,19 @@ class QuantizeWrapper(QuantizeWrapperV2):  # type: ignore[misc]
     """
 
     def build(self, input_shape: Any) -> None:
-        """Build the layer, then `amax` and `enabled` of each of its quantized weights."""
+        """Build the layer, then `amax` and `enabled` of each of its quantized weights.
+
+        `_weight_vars` is written past Keras's `__setattr__`, which would track the layer's variables a second time: as weights of the
+        wrapper they would be saved twice, and trained even where the layer is frozen.
+        """
         if not self.layer.built:
             self.layer.build(input_shape)
             self.layer.built = True
-        self._weight_vars = [
+        weight_vars = [
             (weight, quantizer, quantizer.build(weight.shape, quantizer.point.weight, self))
             for weight, quantizer in self.quantize_config.get_weights_and_quantizers(self.layer)
         ]
+        object.__setattr__(self, "_weight_vars", weight_vars)
         self.built = True
 
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:

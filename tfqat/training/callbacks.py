@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tf_keras
 
 from tfqat.errors import TrainingError
@@ -63,7 +64,10 @@ class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class StopOnNaN(tf_keras.callbacks.Callback):  # type: ignore[misc]
-    """Stops training with an error as soon as the loss is not finite."""
+    """Stops training with an error as soon as the loss, or at the end of an epoch a weight, is not finite.
+
+    The loss alone does not tell: TensorFlow fuses MatMul, BiasAdd and Relu into one kernel that turns NaN into 0 (checked on 2.21, CPU).
+    """
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Look at the loss.
@@ -77,6 +81,19 @@ class StopOnNaN(tf_keras.callbacks.Callback):  # type: ignore[misc]
                 f"the loss is {loss} at step {batch} of an epoch: lower qat.lr_decay_factor, and look for NaN in the training data; "
                 "the best weights so far are kept"
             )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Look at the weights.
+
+        Raises:
+            TrainingError: one of them is NaN or Inf.
+        """
+        for weight in self.model.trainable_weights:
+            if not np.all(np.isfinite(weight.numpy())):
+                raise TrainingError(
+                    f"weight {weight.name!r} holds NaN or Inf after epoch {epoch + 1}: look for NaN in the training data, or lower "
+                    "qat.lr_decay_factor; the best weights so far are kept"
+                )
 
 
 class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
@@ -100,6 +117,11 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
             return self.best is not None
         return self._is_better(self.best, self.baseline)
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Keep the weights that training starts from: they are the best until an epoch has ended."""
+        if self._weights is None:
+            self._weights = self.model.get_weights()
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Keep the weights if this epoch is the best so far."""
         logs = logs or {}
@@ -111,7 +133,7 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
                 f"training reports no {self.monitor!r}; it reports {', '.join(sorted(logs))}: give validation data, or monitor one of these"
             )
         value = float(logs[self.monitor])
-        if self.best is None or self._is_better(value, self.best):
+        if self.best is None or math.isnan(self.best) or self._is_better(value, self.best):
             self.best, self.best_epoch, self._weights = value, epoch, self.model.get_weights()
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -119,7 +141,7 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self.restore(self.model)
 
     def restore(self, model: Any) -> None:
-        """Set the best weights on `model`; nothing if no epoch has ended."""
+        """Set the best weights on `model`: those from before training if no epoch has ended."""
         if self._weights is not None:
             model.set_weights(self._weights)
 

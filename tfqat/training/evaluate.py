@@ -12,6 +12,10 @@ import tf_keras
 from tfqat.errors import RecipeError, nearest
 from tfqat.recipe.schema import LossConfig
 
+_NOT_LOSSES = ("Loss", "Reduction", "deserialize", "get", "serialize")
+_NOT_METRICS = ("Mean", "MeanMetricWrapper", "MeanTensor", "Metric", "Sum", "deserialize", "experimental", "get", "serialize")
+_BY_SHAPE = {"accuracy", "acc", "crossentropy", "ce"}  # Keras resolves these by the shape of the output
+
 
 def make_loss(config: LossConfig) -> Any:
     """The Keras loss that a recipe names.
@@ -19,7 +23,7 @@ def make_loss(config: LossConfig) -> Any:
     Raises:
         RecipeError: Keras has no such loss, or its class takes other arguments.
     """
-    known = sorted(name for name in dir(tf_keras.losses) if not name.startswith("_"))
+    known = sorted(name for name in dir(tf_keras.losses) if not name.startswith("_") and name not in _NOT_LOSSES)
     if config.name not in known:
         raise RecipeError([f"training.loss: tf_keras has no loss {config.name!r}{nearest(config.name, known)}"])
     loss = getattr(tf_keras.losses, config.name)
@@ -39,17 +43,24 @@ def check_metrics(names: Sequence[str]) -> None:
     """Make sure that Keras knows the metrics.
 
     Raises:
-        RecipeError: it does not know one; all of them are named.
+        RecipeError: it does not know one, or one needs arguments; all of them are named.
     """
-    unknown = []
-    for name in names:
-        try:
+    problems = [problem for name in names if (problem := _metric_problem(name))]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _metric_problem(name: str) -> str:
+    """What is wrong with the name of a metric, or the empty string. `tf_keras.metrics.get` returns unknown names as they are."""
+    known = {known for known in dir(tf_keras.metrics) if not known.startswith("_") and known not in _NOT_METRICS} | _BY_SHAPE
+    if name not in known:
+        return f"training.metrics: tf_keras has no metric {name!r}{nearest(name, known)}"
+    try:
+        if name not in _BY_SHAPE:
             tf_keras.metrics.get(name)
-        except ValueError:
-            if name not in ("accuracy", "acc", "crossentropy", "ce"):  # Keras resolves these by the shape of the output.
-                unknown.append(name)
-    if unknown:
-        raise RecipeError([f"training.metrics: tf_keras has no metric {name!r}{nearest(name, dir(tf_keras.metrics))}" for name in unknown])
+    except (TypeError, ValueError):
+        return f"training.metrics: {name!r} needs arguments, which a name alone cannot give; take a metric without"
+    return ""
 
 
 def evaluate(model: Any, dataset: Any, *, loss: Any, metrics: Sequence[str], callbacks: Sequence[Any] = ()) -> dict[str, float]:
@@ -59,16 +70,21 @@ def evaluate(model: Any, dataset: Any, *, loss: Any, metrics: Sequence[str], cal
     return {name: float(value) for name, value in values.items()}
 
 
-def evaluate_outputs(outputs: Sequence[np.ndarray], dataset: Any, *, loss: Any, metrics: Sequence[str]) -> dict[str, float]:
+def evaluate_outputs(
+    outputs: Sequence[np.ndarray], dataset: Any, *, loss: Any, metrics: Sequence[str], names: Sequence[str] | None = None
+) -> dict[str, float]:
     """Loss and metrics of outputs that were computed elsewhere, with the labels of a data set of (inputs, labels).
 
     Args:
         outputs: the model's outputs, each (examples, ...), in the order of the data set.
-        dataset: batches of (inputs, labels).
+        dataset: batches of (inputs, labels) or (inputs, labels, sample weights).
+        names: the names of the outputs, `model.output_names`: with several outputs they are parts of the results' names.
     """
+    names = names or [f"output_{number}" for number in range(len(outputs))]
     given = [tf_keras.Input(output.shape[1:], dtype=output.dtype) for output in outputs]
-    passed = [tf_keras.layers.Activation("linear")(tensor) for tensor in given]
+    passed = [tf_keras.layers.Activation("linear", name=name)(tensor) for name, tensor in zip(names, given, strict=True)]
     proxy = tf_keras.Model(given, passed[0] if len(passed) == 1 else passed)
     values = outputs[0] if len(outputs) == 1 else tuple(outputs)
-    labelled = tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(values), dataset.map(lambda inputs, labels: labels).unbatch()))
+    labels = dataset.map(lambda inputs, *labels: labels).unbatch()
+    labelled = tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(values), labels)).map(lambda value, labels: (value, *labels))
     return evaluate(proxy, labelled.batch(256), loss=loss, metrics=metrics)

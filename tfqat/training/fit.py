@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 
 from tfqat.errors import TrainingError
@@ -77,12 +78,26 @@ def fine_tune(
     """
     qat_compile(qmodel, plan, loss, metrics)
     own = qat_callbacks(plan, monitor=monitor, baseline=baseline, history=history)
+    batches = train.rebatch(plan.batch_size)
+    if plan.steps_per_epoch is not None:
+        # Where Keras runs into the end of the data, the optimizer has already counted the step that then has none (tf-keras 2.21).
+        batches = batches.repeat()
     best = next(callback for callback in own if isinstance(callback, BestWeights))
     try:
-        qmodel.fit(train.rebatch(plan.batch_size), validation_data=validation, epochs=plan.epochs, callbacks=[*own, *callbacks], verbose=0)
+        qmodel.fit(
+            batches,
+            steps_per_epoch=plan.steps_per_epoch,
+            validation_data=validation,
+            epochs=plan.epochs,
+            callbacks=[*own, *callbacks],
+            verbose=0,
+        )
     except TrainingError:
         best.restore(qmodel)
         raise
+    except tf.errors.OpError as error:
+        best.restore(qmodel)
+        raise TrainingError(f"fine-tuning stopped, the training or the validation data raised: {error.message}") from error
     if best.best is None or best.best_epoch is None:
         raise TrainingError("fine-tuning ended without a complete epoch: the training data is empty")
     return QatResult(monitor=monitor, best=best.best, best_epoch=best.best_epoch, beat_ptq=best.beat_baseline)
@@ -90,6 +105,8 @@ def fine_tune(
 
 def _optimizer(plan: QatPlan) -> Any:
     settings: dict[str, Any] = {"learning_rate": plan.learning_rate, "weight_decay": plan.weight_decay or None, "use_ema": plan.ema}
+    if plan.optimizer.name == "adamw":  # Keras's AdamW takes 0, but not None
+        return tf_keras.optimizers.AdamW(**settings | {"weight_decay": plan.weight_decay})
     if plan.optimizer.name == "sgd":
         return tf_keras.optimizers.SGD(momentum=plan.optimizer.momentum, nesterov=plan.optimizer.nesterov, **settings)
-    return {"adam": tf_keras.optimizers.Adam, "adamw": tf_keras.optimizers.AdamW}[plan.optimizer.name](**settings)
+    return tf_keras.optimizers.Adam(**settings)

@@ -1,0 +1,364 @@
+"""The commands as a user calls them: what they print, what they write, and how they end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from tfqat_cli.main import main
+
+from tfqat.engines import tensorrt_rtx
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_rtx = pytest.mark.skipif(not tensorrt_rtx.is_available()[0], reason="needs TensorRT for RTX")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def tfqat_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`tfqat <arguments>` in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["tfqat", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- help, version ---
+
+
+def test_help_lists_the_commands_and_imports_no_tensorflow() -> None:
+    """--help has to answer in half a second: this looks at what is imported, which unlike time does not depend on the machine."""
+    code = (
+        "import sys, runpy; sys.argv = ['tfqat', '--help']\n"
+        "from tfqat_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'tensorflow', 'tf_keras', 'keras', 'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'tf2onnx', 'pydantic'}\n"
+        "print('imported:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported: []"
+    for command in ("run", "plan", "verify", "compile", "report", "doctor", "schema"):
+        assert re.search(rf"^\W*{command} ", done.stdout, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "verify", "compile", "report", "doctor", "schema"])
+def test_every_command_has_help(command: str, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command(command, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert f"Usage: tfqat {command}" in squeezed(result.out)
+
+
+def test_version(tfqat_command: Callable[..., Result]) -> None:
+    import tfqat
+
+    assert tfqat_command("--version") == Result(0, f"tfqat {tfqat.__version__}\n", "")
+
+
+# --- run ---
+
+
+def test_run_prints_stages_tables_and_where_the_report_is(tiny_project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command(
+        "run", tiny_project / "tiny.yaml", "--out", tmp_path / "runs", "--set", "ptq_only=true", "--set", "compile.enabled=false"
+    )
+    (directory,) = (tmp_path / "runs").iterdir()
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert result.code == 0
+    text = squeezed(result.out)
+    for stage in ("Load model and data", "Evaluate float", "Calibrate 4 batches", "Evaluate PTQ", "Export ONNX", "Write report"):
+        assert stage in text
+    assert "Placement (selective): 6 activations, 5 weights" in text
+    assert re.search(r"add:shortcut|stem_relu", text) and "logits/kernel" in text
+    assert f"{metrics['float']['accuracy']:.4f}" in text and "PTQ (exported)" in text
+    assert "Parity: proven" in text
+    assert "Engine: the recipe switches the engine stage off" in text
+    assert f"Report: {directory / 'report.html'}" in text
+    sizes = metrics["size_bytes"]
+    assert f"Exported: PTQ, {sizes['model_onnx']:,} bytes, {sizes['model_onnx'] / sizes['float_onnx']:.3f} of the float graph" in text
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "complete"
+
+
+# --- plan ---
+
+
+def test_plan_prints_placement_and_schedule_and_writes_nothing(tiny_project: Path, tfqat_command: Callable[..., Result]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_project.iterdir()}
+    result = tfqat_command("plan", tiny_project / "tiny.yaml", "--set", "training.learning_rate=0.2", "--set", "qat.lr_decay_factor=0.05")
+    assert result.code == 0
+    rows = [squeezed(line).replace("│", "").replace("┃", "") for line in result.out.splitlines()]
+    table = "\n".join(" ".join(row.split()) for row in rows)
+    assert "Placement (selective): 6 activations, 5 weights" in table
+    assert "image int8 percentile 99.99 input of Conv2D" in table
+    assert "head/kernel int8 max weight of Conv2D" in table
+    assert "stem_bn float folded into the scales of stem at export" in table
+    for row in ("epochs 1", "batch_size 32", "learning_rate 0.01", "total_steps counted from the data", "weight_decay 0.0"):
+        assert row in table
+    assert {path: path.stat().st_mtime_ns for path in tiny_project.iterdir()} == before
+
+
+def test_plan_with_ptq_only_has_no_schedule(tiny_project: Path, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("plan", tiny_project / "tiny.yaml", "--set", "ptq_only=true")
+    assert result.code == 0
+    assert "ptq_only: no fine-tuning" in result.out and "QAT schedule" not in result.out
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
+def test_plan_of_the_shipped_recipes(recipe: str, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("plan", ROOT / "recipes" / recipe)
+    assert result.code == 0
+    assert "logits/kernel" in result.out and "QAT schedule" in result.out
+
+
+# --- verify ---
+
+
+def test_verify_proves_a_run(tiny_run: Any, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("verify", tiny_run.directory, "--examples", 250)
+    assert result.code == 0
+    text = squeezed(result.out)
+    assert "Parity with ONNX Runtime on 250 examples" in text
+    for line in ("local: each segment fed the same codes", "end to end", "noise floor: float32 against float64", "14 of 14"):
+        assert line in text
+    assert text.count("✓") == 14 and "✗" not in text and "failed" not in text
+
+
+def test_verify_as_json(tiny_run: Any, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("verify", tiny_run.directory, "--examples", 50, "--json")
+    assert result.code == 0
+    report = json.loads(result.out)
+    assert (report["passed"], report["examples"], report["failures"]) == (True, 50, [])
+    assert set(report) >= {"local", "end_to_end", "noise_floor", "outputs", "points", "structure"}
+
+
+@pytest.fixture
+def tampered(tiny_run: Any, tmp_path: Path) -> Path:
+    """The run's graph with one bias of its second layer changed."""
+    model = onnx.load(tiny_run.directory / "model.onnx")
+    (tensor,) = (one for one in model.graph.initializer if one.name == "depthwise/bias")
+    bias = numpy_helper.to_array(tensor).copy()
+    bias[4] += 0.5
+    tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+    onnx.save(model, str(tmp_path / "tampered.onnx"))
+    return tmp_path / "tampered.onnx"
+
+
+def test_verify_of_a_changed_graph_ends_with_1(tiny_run: Any, tampered: Path, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("verify", tiny_run.directory, "--onnx", tampered, "--examples", 100)
+    assert result.code == 1
+    assert re.search(r"failed: local: .* worst at 'depthwise_relu'", result.out)
+
+
+def test_verify_of_a_changed_graph_as_json(tiny_run: Any, tampered: Path) -> None:
+    """In a process of its own: the exit code is the command's, not only this test's."""
+    command = [sys.executable, "-m", "tfqat_cli", "verify", str(tiny_run.directory), "--onnx", str(tampered), "--examples", "100", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert report["passed"] is False
+    assert "depthwise_relu" in report["failures"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{tmp}/none",), r"error: .*/none has no metrics\.json: is it the directory of a run that came that far\?"),
+        (("{run}", "--onnx", "{tmp}/no.onnx"), r"error: ONNX file .*/no\.onnx does not exist"),
+        (("{run}", "--onnx", "{run}/report.html"), r"error: .*/report\.html is not an ONNX model"),
+        (("{run}", "--examples", "0"), r"Invalid value for '--examples'"),
+    ],
+    ids=["no run", "missing graph", "no graph", "no examples"],
+)
+def test_verify_of_nothing_ends_with_2(
+    arguments: tuple[str, ...], message: str, tiny_run: Any, tmp_path: Path, tfqat_command: Callable[..., Result]
+) -> None:
+    result = tfqat_command("verify", *(one.format(run=tiny_run.directory, tmp=tmp_path) for one in arguments))
+    assert result.code == 2
+    assert re.search(message, squeezed(result.err))
+
+
+# --- compile ---
+
+
+@needs_rtx
+def test_compile_prints_the_precision_of_every_layer(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("compile", tiny_onnx, "--out", tmp_path / "net.plan", "--target", "SM86")
+    assert result.code == 0
+    text = squeezed(result.out)
+    for layer in ("stem", "depthwise", "project", "head", "logits"):
+        assert re.search(rf"{layer} \W?\s?(Conv|MatMul) \W?\s?Int8 x Int8", text), layer
+    assert "SM86: 5 of 5 convolutions and matrix products run Int8 x Int8" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["net.sm86.plan"]
+
+
+@needs_rtx
+def test_compile_as_json(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("compile", tiny_onnx, "-o", tmp_path / "net.plan", "--target", "SM89", "--batch", 1, 2, 4, "--json")
+    assert result.code == 0
+    report = json.loads(result.out)
+    (target,) = report["targets"]
+    assert (report["status"], target["target"], Path(target["engine_path"]).name) == ("built", "SM89", "net.sm89.plan")
+    assert [layer["int8"] for layer in target["layers"]] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{tmp}/no.onnx",), "no.onnx is not a file; expected an ONNX model"),
+        (("{tmp}/text.onnx",), "text.onnx is not "),
+        (("{onnx}", "--backend", "tensorrtx"), "unknown backend 'tensorrtx'; expected one of auto, tensorrt, tensorrt_rtx; did you mean"),
+        (("{onnx}", "--batch", "8", "1", "32"), "batch must be three whole numbers, 1 <= smallest <= optimal <= largest"),
+    ],
+    ids=["missing", "no graph", "unknown backend", "batch out of order"],
+)
+def test_compile_of_nothing_ends_with_2_and_writes_nothing(
+    arguments: tuple[str, ...], message: str, tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Result]
+) -> None:
+    (tmp_path / "text.onnx").write_text("not a graph")
+    result = tfqat_command(
+        "compile", *(one.format(onnx=tiny_onnx, tmp=tmp_path) for one in arguments), "--out", tmp_path / "out" / "n.plan"
+    )
+    assert result.code == 2
+    assert message in squeezed(result.err)
+    assert not (tmp_path / "out").exists()
+
+
+# --- doctor, schema, report ---
+
+
+def test_doctor(tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("doctor")
+    assert result.code == 0
+    for name in ("python", "tensorflow", "tf2onnx", "onnxruntime", "backend tensorrt", "backend tensorrt_rtx", "CPU has VNNI"):
+        assert name in result.out
+    assert np.__version__ in result.out
+
+
+def test_schema_describes_the_shipped_recipes(tfqat_command: Callable[..., Result]) -> None:
+    from ruamel.yaml import YAML
+
+    result = tfqat_command("schema")
+    assert result.code == 0
+    schema = json.loads(result.out)
+    assert (schema["type"], schema["additionalProperties"]) == ("object", False)
+    assert set(schema["required"]) == {"version", "model", "data", "training"}
+    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        recipe = YAML(typ="safe").load(path.read_text())
+        assert misfits(recipe, schema, schema) == []
+    assert misfits({**recipe, "seeed": 1}, schema, schema) == ["$.seeed: unknown"]
+    assert misfits({**recipe, "seed": "1"}, schema, schema) == ["$.seed: not of type integer"]
+    broken = {**recipe, "export": {"opset": 19}}
+    assert misfits(broken, schema, schema) == ["$.export.opset: above 18"]
+
+
+TYPES: dict[str, Any] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+    "null": type(None),
+}
+
+
+def misfits(value: Any, schema: dict[str, Any], root: dict[str, Any], at: str = "$") -> list[str]:
+    """Where a value does not fit a JSON Schema: the keywords that pydantic writes, or an error for another one."""
+    known = {"$ref", "$defs", "title", "description", "default", "type", "properties", "required", "additionalProperties", "items", "anyOf"}
+    known |= {"enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "minItems", "maxItems", "pattern"}
+    known |= {"prefixItems"}
+    assert set(schema) <= known, set(schema) - known
+    if "$ref" in schema:
+        return misfits(value, root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root, at)
+    if "anyOf" in schema:
+        options = [misfits(value, option, root, at) for option in schema["anyOf"]]
+        return [] if [] in options else [f"{at}: fits none of {len(options)}", *options[0]]
+    kind = schema.get("type")
+    if kind and (not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return [f"{at}: not of type {kind}"]
+    found = [f"{at}: not one of {schema['enum']}"] if value not in schema.get("enum", [value]) else []
+    found += [f"{at}: not {schema['const']}"] if value != schema.get("const", value) else []
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found += [f"{at}: below {schema['minimum']}"] if value < schema.get("minimum", value) else []
+        found += [f"{at}: above {schema['maximum']}"] if value > schema.get("maximum", value) else []
+        found += [f"{at}: not above"] if value <= schema.get("exclusiveMinimum", float("-inf")) else []
+        found += [f"{at}: not below"] if value >= schema.get("exclusiveMaximum", float("inf")) else []
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        found.append(f"{at}: not {schema['pattern']}")
+    if isinstance(value, list):
+        found += [problem for index, item in enumerate(value) for problem in misfits(item, schema.get("items", {}), root, f"{at}[{index}]")]
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        found += [f"{at}.{key}: missing" for key in schema.get("required", ()) if key not in value]
+        if schema.get("additionalProperties") is False:
+            found += [f"{at}.{key}: unknown" for key in value if key not in properties]
+        found += [problem for key in value if key in properties for problem in misfits(value[key], properties[key], root, f"{at}.{key}")]
+    return found
+
+
+def test_report_writes_the_page_again(tiny_run: Any, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+    copy = shutil.copytree(tiny_run.directory, tmp_path / "run")
+    page = (copy / "report.html").read_text()
+    (copy / "report.html").unlink()
+    result = tfqat_command("report", copy)
+    assert (result.code, result.out) == (0, f"{copy / 'report.html'}\n")
+    assert len((copy / "report.html").read_text()) == pytest.approx(len(page), rel=0.05)
+
+
+def test_report_of_no_run_ends_with_2(tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+    result = tfqat_command("report", tmp_path)
+    assert result.code == 2
+    assert "metrics.json" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- usage ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--nope", "x.yaml"), "No such option: --nope"),
+        (("run",), "Missing argument"),
+        (("runn", "x.yaml"), "No such command 'runn'"),
+        (("compile", "x.onnx", "--batch", "1"), "--batch"),
+    ],
+    ids=["unknown option", "missing argument", "unknown command", "too few values"],
+)
+def test_wrong_usage_ends_with_2(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Result]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = tfqat_command(*arguments)
+    assert result.code == 2
+    assert message in squeezed(result.err)
+    assert list(tmp_path.iterdir()) == []
