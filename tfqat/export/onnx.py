@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from tfqat import __version__, files
 from tfqat.errors import ExportError
-from tfqat.export import passes, tf2onnx_adapter
-from tfqat.export.passes import BatchNormResult, WeightCodes
+from tfqat.export import naming, passes, tf2onnx_adapter
+from tfqat.export.passes import BatchNormResult
+from tfqat.export.weights import WeightInput, quantize_weights
 from tfqat.placement.plan import QPoint
 from tfqat.quantize import state
-from tfqat.quantize.apply import on_grid
+from tfqat.quantize.apply import with_fed_weights
+
+FOLD_BATCHNORM = "tfqat.fold_batchnorm"
+"""The metadata entry that says whether BatchNorm was to be folded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +61,18 @@ def export_onnx(
     ranges = state.ranges(qmodel)
     activations = [handle.point for handle in handles.values() if handle.weight is None]
     _check_widths(activations)
-    markers = {point.id: tf2onnx_adapter.Marker(point, ranges[point.id]) for point in activations}
-    model = on_grid(qmodel, lambda point: markers[point.id])
+    markers = {point.id: tf2onnx_adapter.Marker(point, ranges[point.id], number=number) for number, point in enumerate(activations)}
+    model, weight_inputs = with_fed_weights(qmodel, lambda point: markers[point.id])
     converted = tf2onnx_adapter.convert(model, opset=opset, markers=tuple(markers.values()))
     graph = converted.graph
+    quantize_weights(graph, [_weight_input(handles[point], name) for point, name in weight_inputs.items()])
     passes.cancel_transposes(graph)
-    passes.quantize_weights(
-        graph, [weight_codes_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None], prefix=model.name
-    )
     batch_norms = passes.fold_batch_norms(graph) if fold_batchnorm else ()
-    operations = passes.name_after_layers(graph, [layer.name for layer in model.layers], prefix=model.name)
-    size = _write(converted, Path(path), {**(metadata or {}), "tfqat.version": __version__, "tfqat.opset": str(opset)})
+    operations = naming.name_after_layers(graph, [layer.name for layer in model.layers], prefix=model.name)
+    naming.settle_constants(graph)
+    naming.name_dimensions(graph)
+    recorded = {"tfqat.version": __version__, "tfqat.opset": str(opset), FOLD_BATCHNORM: str(fold_batchnorm).lower()}
+    size = _write(converted, Path(path), {**(metadata or {}), **recorded})
     return ExportReport(
         path=Path(path),
         opset=opset,
@@ -85,26 +89,10 @@ def export_float_onnx(model: Any, path: str | Path, *, opset: int = 17) -> int:
     return _write(tf2onnx_adapter.convert(model, opset=opset), Path(path), {})
 
 
-def onnx_layout(codes: np.ndarray, scale: np.ndarray, class_name_of_weight: str) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """A Keras weight's codes and scales in ONNX's layout, with the axis of the scales.
-
-    kernel of Conv2D            (H, W, in, out)         -> (out, in, H, W),           axis 0
-    depthwise_kernel            (H, W, in, multiplier)  -> (in * multiplier, 1, H, W), axis 0
-    kernel of Dense             (in, out)               -> (in, out),                  axis 1
-    """
-    if class_name_of_weight == "depthwise_kernel":
-        codes, axis = codes.transpose(2, 3, 0, 1).reshape(-1, 1, *codes.shape[:2]), 0
-    elif codes.ndim == 4:
-        codes, axis = codes.transpose(3, 2, 0, 1), 0
-    else:
-        axis = 1
-    return codes, scale.reshape(-1) if scale.ndim else scale, axis if scale.ndim else None
-
-
-def weight_codes_in_onnx_layout(handle: state.Handle) -> WeightCodes:
-    """The codes and scales of a quantized weight as the exported graph holds them before BatchNorm is folded."""
-    codes, scale, axis = onnx_layout(*state.weight_codes(handle), handle.point.weight or "")
-    return WeightCodes(layer=handle.point.source, weight=handle.point.weight or "", codes=codes, scale=scale, axis=axis)
+def _weight_input(handle: state.Handle, input_name: str) -> WeightInput:
+    codes, scale = state.weight_codes(handle)
+    point = handle.point
+    return WeightInput(layer=point.source, weight=str(point.weight), input_name=input_name, codes=codes, scale=scale, axes=point.spec.axes)
 
 
 def _check_widths(points: list[QPoint]) -> None:
@@ -117,7 +105,7 @@ def _check_widths(points: list[QPoint]) -> None:
 
 def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int:
     model.metadata_props.update(metadata)
-    model.producer_name, model.producer_version = "tfqat", __version__
+    model.producer_name, model.producer_version, model.graph.doc_string = "tfqat", __version__, None
     proto = ir.to_proto(model)
     try:
         onnx.checker.check_model(proto, full_check=True)

@@ -12,6 +12,8 @@ from tfqat.export.structure import StructureCheck
 
 # Local: with identical codes at its inputs, a segment can differ only where a value lies at a tie.
 LOCAL_EQUAL, LOCAL_MAX_DIFFERENCE = 0.9999, 1
+# A point of few codes hardly counts among all, so each is judged alone too, with room for a handful of ties.
+LOCAL_POINT_EQUAL, LOCAL_POINT_TIES = 0.999, 5
 # What follows the last point has no codes to compare, so its outputs are, from identical codes: float32 rounding is a hundredth of this.
 LOCAL_OUTPUT_DIFFERENCE = 1e-4
 # End to end a flipped code changes the sums of the next layer; float32 against float64 shows by how much, and that is allowed 1.5 times.
@@ -45,6 +47,11 @@ class CodeDifference:
     def codes(self) -> int:
         """How many codes were compared."""
         return sum(self.histogram.values())
+
+    @property
+    def different(self) -> int:
+        """How many codes are not equal."""
+        return self.codes - self.histogram.get(0, 0)
 
     @property
     def equal(self) -> float:
@@ -94,13 +101,24 @@ class OutputParity:
 
     @classmethod
     def between(cls, first: np.ndarray, second: np.ndarray) -> OutputParity:
-        """The difference of two (examples, ...) arrays."""
-        a, b = first.reshape(len(first), -1).astype(np.float64), second.reshape(len(second), -1).astype(np.float64)
+        """The difference of two (examples, ..., classes) arrays; an output with one class agrees by definition."""
+        a, b = first.astype(np.float64), second.astype(np.float64)
         norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+        classes = a.shape[-1] if a.ndim > 1 else 1
         return cls(
             max_abs_difference=float(np.abs(a - b).max(initial=0.0)),
             cosine=float((a * b).sum() / norms) if norms else 1.0,
-            top1_agreement=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+            top1_agreement=float((a.argmax(axis=-1) == b.argmax(axis=-1)).mean()) if classes > 1 else 1.0,
+        )
+
+    @classmethod
+    def worst(cls, outputs: Iterable[OutputParity]) -> OutputParity:
+        """The worst figure of each kind over the outputs of a model."""
+        outputs = tuple(outputs)
+        return cls(
+            max_abs_difference=max(output.max_abs_difference for output in outputs),
+            cosine=min(output.cosine for output in outputs),
+            top1_agreement=min(output.top1_agreement for output in outputs),
         )
 
 
@@ -143,6 +161,9 @@ class ParityReport:
                 f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; "
                 f"worst at {worst.id!r} ({worst.local.equal:.5%})"
             )
+        for point in self.points:
+            if point.local.different > max(LOCAL_POINT_TIES, (1 - LOCAL_POINT_EQUAL) * point.local.codes):
+                found.append(f"local: {point.local.equal:.5%} of the codes of {point.id!r} are equal, expected {LOCAL_POINT_EQUAL:.1%}")
         if not self.local_output_difference <= LOCAL_OUTPUT_DIFFERENCE:
             found.append(
                 f"local: from the same codes the outputs are {self.local_output_difference:.2e} of the largest one apart, "
@@ -172,6 +193,7 @@ class ParityReport:
             "limits": {
                 "local_equal": LOCAL_EQUAL,
                 "local_max_difference": LOCAL_MAX_DIFFERENCE,
+                "local_point_equal": LOCAL_POINT_EQUAL,
                 "local_output_difference": LOCAL_OUTPUT_DIFFERENCE,
                 "noise_floor_factor": FLOOR_FACTOR,
                 "top1_agreement": TOP1_AGREEMENT,

@@ -1,5 +1,6 @@
 """tf_keras model -> ONNX through tf2onnx: the one place that touches its private parts (checked on tf2onnx 1.17.0).
 
+A quantized weight is handed over as an input of the model, so that nothing can fold it, merge it with another or multiply it.
 An activation quantizer is handed over as a `FakeQuantWithMinMaxArgs` op: it carries its range as attributes, no TensorFlow optimizer
 touches it, and its own handler turns it into QuantizeLinear + DequantizeLinear named after the QPoint. (tf2onnx's conversion of
 QuantizeAndDequantize gives those nodes names of its own, so that they could not be told apart later.)
@@ -19,24 +20,22 @@ import tensorflow as tf
 import tf2onnx
 import tf_keras
 from tf2onnx import optimizer as tf2onnx_optimizers
-from tf2onnx import utils as tf2onnx_utils
-from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
 from tfqat import numerics
 from tfqat.errors import ExportError
 from tfqat.placement.plan import QPoint
 
 MIN_OPSET, MAX_OPSET = 13, 18
-# The first two move or delete Q/DQ; the third multiplies BatchNorm into weights, which takes them off their grid.
-_HARMFUL_OPTIMIZERS = {"q_dq_optimizer", "const_dequantize_optimizer", "remove_back_to_back"}
+# The first two move or delete Q/DQ; the third makes one of two equal Q/DQ, which then lack the name of one point.
+_HARMFUL_OPTIMIZERS = {"q_dq_optimizer", "const_dequantize_optimizer", "merge_duplication"}
 _MARKER = "FakeQuantWithMinMaxArgs"
 
 
 class Marker(tf_keras.layers.Layer):  # type: ignore[misc]
     """Stands for an activation quantizer while tf2onnx converts the graph."""
 
-    def __init__(self, point: QPoint, amax: Any) -> None:
-        super().__init__(name=f"{point.id.replace(':', '.')}.q")
+    def __init__(self, point: QPoint, amax: Any, *, number: int) -> None:
+        super().__init__(name=f"tfqat_point_{number}")  # no layer's name contains it, and it contains no other marker's name at a slash
         self.point = point
         self.amax = float(amax)
         # Computed here, because tf2onnx calls the handler while a graph is being built.
@@ -66,7 +65,7 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
             f"opset {opset} is out of range: tf2onnx {tf2onnx.__version__} exports Q/DQ per channel for {MIN_OPSET} to {MAX_OPSET}; "
             "17 is the default"
         )
-    optimizers = {**tf2onnx_optimizers._get_optimizers(), "optimize_transpose": _NamedTransposeOptimizer}
+    optimizers = dict(tf2onnx_optimizers._get_optimizers())
     if markers is not None:
         optimizers = {name: factory for name, factory in optimizers.items() if name not in _HARMFUL_OPTIMIZERS}
     signature = [tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in tf.nest.flatten(model.inputs)]
@@ -87,31 +86,11 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
     return ir.from_proto(proto)
 
 
-class _NamedTransposeOptimizer(TransposeOptimizer):  # type: ignore[misc]
-    """tf2onnx's optimizer of transposes, which moves a bias into the convolution before it and then calls that `Conv__13`.
-
-    Here the convolution keeps its layer's name (a depthwise convolution with a bias is where it matters).
-    """
-
-    def _add_handler(self, trans: Any, node: Any) -> Any:
-        convolution, make_node = trans.inputs[0], self._g.make_node
-
-        def named(op_type: str, *args: Any, **settings: Any) -> Any:
-            if op_type == convolution.type:
-                settings.setdefault("name", tf2onnx_utils.make_name(convolution.name))
-            return make_node(op_type, *args, **settings)
-
-        self._g.make_node = named
-        try:
-            return super()._add_handler(trans, node)
-        finally:
-            self._g.make_node = make_node
-
-
 @contextmanager
 def _inlined_grouped_convolutions(model: Any) -> Iterator[None]:
     """Let grouped convolutions be traced in place: tf_keras compiles them as functions of their own, which tf2onnx cannot convert."""
-    grouped = [layer for layer in model.layers if getattr(layer, "groups", 1) > 1 and hasattr(layer, "_jit_compiled_convolution_op")]
+    layers = [getattr(layer, "inner", layer) for layer in model.layers]  # the layer inside a FedWeight
+    grouped = [layer for layer in layers if getattr(layer, "groups", 1) > 1 and hasattr(layer, "_jit_compiled_convolution_op")]
     for layer in grouped:
         vars(layer)["_jit_compiled_convolution_op"] = layer.convolution_op
     try:

@@ -17,11 +17,15 @@ from tfqat.datasets import check_batch, inputs_of
 from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import DataError, ExportError
 from tfqat.export import cut
-from tfqat.export.onnx import weight_codes_in_onnx_layout
+from tfqat.export.expected import Expected, expected_of
+from tfqat.export.onnx import FOLD_BATCHNORM
 from tfqat.export.parity import CodeDifference, OutputParity, ParityReport, PointParity
-from tfqat.export.structure import Expected, StructureCheck, check_structure
+from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.models import graph as model_graph
 from tfqat.quantize import state
+
+# All points of a batch are in memory at once, in Keras twice and in ONNX Runtime twice.
+BATCH = 50
 
 
 def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, examples: int = 1000) -> ParityReport:
@@ -41,10 +45,11 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
         DataError: the data set holds no examples, or of another shape.
     """
     path = Path(onnx_path)
-    structure = verify_structure(qmodel, path)
-    missing = next((check for check in structure if "by name" in check.rule and "missing" in check.detail), None)
-    if missing is not None:
-        raise ExportError(f"{path} was not exported from this model: {missing.detail}")
+    graph, expected = _graph_and_expected(qmodel, path)
+    missing = missing_nodes(graph.graph, expected)
+    if missing:
+        raise ExportError(f"{path} was not exported from this model: it has no node {', '.join(missing[:5])}")
+    structure = check_structure(graph, expected)
     comparison = _Comparison(qmodel, path)
     seen = sum(comparison.add(batch) for batch in _limited(qmodel, dataset, examples))
     if not seen:
@@ -64,13 +69,12 @@ def verify_structure(qmodel: Any, path: Path) -> tuple[StructureCheck, ...]:
     Raises:
         ExportError: the file is missing or no ONNX graph.
     """
-    handles = state.handles(qmodel)
-    ranges = state.ranges(qmodel)
-    activations = {
-        name: float(numerics.scale_from_amax(ranges[name], handle.point.spec)) for name, handle in handles.items() if handle.weight is None
-    }
-    weights = tuple(weight_codes_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None)
-    return check_structure(_load(path), Expected(activations=activations, weights=weights))
+    return check_structure(*_graph_and_expected(qmodel, path))
+
+
+def _graph_and_expected(qmodel: Any, path: Path) -> tuple[ir.Model, Expected]:
+    model = _load(path)
+    return model, expected_of(qmodel, fold_batchnorm=model.metadata_props.get(FOLD_BATCHNORM, "true") == "true")
 
 
 def _load(path: Path) -> ir.Model:
@@ -115,7 +119,7 @@ class _Comparison:
         self._input_names = [value.name for value in self._whole.get_inputs()]
         self._layouts: dict[str, tuple[int, ...]] = {}
         self._found: dict[str, list[tuple[CodeDifference, CodeDifference, CodeDifference]]] = {name: [] for name in self._keras.points}
-        self._outputs: list[tuple[np.ndarray, np.ndarray]] = []
+        self._outputs: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
         self.local_output_difference = 0.0
 
     def add(self, inputs: Any) -> int:
@@ -133,7 +137,7 @@ class _Comparison:
         for name, array in in_layout.items():
             floor = CodeDifference.between(codes[name], codes64[name])
             self._found[name].append((CodeDifference.between(array, local[name]), CodeDifference.between(array, whole[name]), floor))
-        self._outputs.append((outputs[0], onnx_outputs[0]))
+        self._outputs.append((outputs, onnx_outputs))
         apart = [_relative_difference(one, other) for one, other in zip(outputs, local_outputs, strict=True)]
         self.local_output_difference = float(np.max([self.local_output_difference, *apart]))  # NaN stays
         return len(arrays[0])
@@ -146,8 +150,9 @@ class _Comparison:
         )
 
     def output_parity(self) -> OutputParity:
-        """The first output over all batches."""
-        return OutputParity.between(*(np.concatenate(side) for side in zip(*self._outputs, strict=True)))
+        """The worst of all outputs over all batches."""
+        sides = ([np.concatenate(batches) for batches in zip(*side, strict=True)] for side in zip(*self._outputs, strict=True))
+        return OutputParity.worst(OutputParity.between(keras, onnx) for keras, onnx in zip(*sides, strict=True))
 
     def _run(self, session: Any, fed: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
         """The model's own outputs, and the codes by point."""
@@ -174,12 +179,15 @@ def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:
 
 
 def _limited(qmodel: Any, dataset: Iterable[Any], examples: int) -> Iterable[Any]:
-    """The inputs of the first `examples` examples, batch by batch."""
+    """The inputs of the first `examples` examples, in batches of at most BATCH."""
     left = examples
     for batch in dataset:
         inputs = inputs_of(batch)
         check_batch(qmodel, inputs, where="verify")
-        yield tf.nest.map_structure(lambda value, left=left: value[:left], inputs)
-        left -= int(tf.nest.flatten(inputs)[0].shape[0])
+        size = min(left, int(tf.nest.flatten(inputs)[0].shape[0]))
+        for start in range(0, size, BATCH):
+            part = slice(start, min(start + BATCH, size))
+            yield tf.nest.map_structure(lambda value, part=part: value[part], inputs)
+        left -= size
         if left <= 0:
             return

@@ -6,7 +6,7 @@ from an old one, with layers replaced and new layers put on chosen edges; the ol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,7 @@ def rebuild(
     replace: Callable[[Any], Any] = lambda layer: clone_layer(layer),
     on_edges: EdgeLayers | None = None,
     dtype: str | None = None,
+    extra_inputs: Sequence[Any] = (),
 ) -> Any:
     """A new functional model with the layers that `replace` returns and the layers of `on_edges` on their edges.
 
@@ -87,6 +88,7 @@ def rebuild(
         replace: old layer -> new layer, which must not be the old one. Default: a clone without weights.
         on_edges: layers to insert.
         dtype: of the new model's inputs; default: as they were.
+        extra_inputs: tensors that layers of `replace` read beside their own; they follow the model's inputs, which are then a list.
 
     Returns:
         The new model. Weights are not copied: `replace` returns what the caller wants, `copy_weights` does the rest.
@@ -117,6 +119,8 @@ def rebuild(
         outputs = tf.nest.flatten(replace(layer)(*arguments, **keywords))
         made.update({TensorRef(layer=layer.name, index=index): output for index, output in enumerate(outputs)})
     inputs, outputs = tf.nest.map_structure(lambda tensor: made[_reference(tensor)], (model._nested_inputs, model._nested_outputs))
+    if extra_inputs:
+        inputs = [*tf.nest.flatten(inputs), *extra_inputs]
     return tf_keras.Model(inputs, outputs, name=model.name)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize import quantize_annotate_layer, quantize_apply
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_annotate import QuantizeAnnotate
 
-from tfqat import numerics
 from tfqat.errors import ModelError, PlacementError
 from tfqat.models import graph as model_graph
 from tfqat.placement.plan import Placement, QPoint
 from tfqat.placement.planner import plan
 from tfqat.quantize import state
 from tfqat.quantize.configs import InputQuantizeConfig, WeightedQuantizeConfig
+from tfqat.quantize.fed_weight import FedWeight
 from tfqat.quantize.quantizers import ActivationQuantizer
 from tfqat.quantize.scheme import TensorRTScheme
 from tfqat.quantize.wrapper import QuantizeWrapper
@@ -64,29 +65,41 @@ def strip(qmodel: Any, like: Any = None) -> Any:
         ModelError: `like` lacks a layer, or has one of another shape.
     """
 
-    stripped = _unwrapped(qmodel, lambda point: lambda tensor, **_: tensor) if like is None else model_graph.clone(like)
+    stripped = _unwrapped(qmodel) if like is None else model_graph.clone(like)
     _set_all_weights(stripped, qmodel)
     return stripped
 
 
-def on_grid(qmodel: Any, replace_quantizer: Callable[[QPoint], Any]) -> Any:
-    """The float model of a calibrated quantized one, every quantized weight moved onto its grid: what export converts.
+def with_fed_weights(qmodel: Any, replace_quantizer: Callable[[QPoint], Any]) -> tuple[Any, dict[str, str]]:
+    """The float model of a quantized one, reading each quantized weight from an input of its own: what export converts.
+
+    A converter cannot fold, merge or scale a weight that it does not know, and the input's name says whose weight it is.
 
     Args:
         qmodel: a calibrated quantized model.
         replace_quantizer: activation point -> the layer that takes the place of its quantizer.
 
-    Raises:
-        NotCalibratedError: a quantizer has no range.
+    Returns:
+        The model, whose further inputs follow its own, and weight point id -> the name of its input.
     """
-    state.ranges(qmodel)
-    model = _unwrapped(qmodel, replace_quantizer)
+    weights = [handle for handle in state.handles(qmodel).values() if handle.weight is not None]
+    fed = {
+        handle.point.source: (handle.point, tf_keras.Input(batch_shape=handle.weight.shape, name=f"tfqat_weight_{number}"))
+        for number, handle in enumerate(weights)
+    }
+
+    def replace(layer: Any) -> Any:
+        if isinstance(layer, ActivationQuantizer):
+            return replace_quantizer(layer.point)
+        inner = model_graph.clone_layer(_inner(layer))
+        if inner.name not in fed:
+            return inner
+        point, weight = fed[inner.name]
+        return lambda tensor, **_: FedWeight(inner, str(point.weight))([tensor, weight])
+
+    model = model_graph.rebuild(qmodel, replace=replace, extra_inputs=[weight for _, weight in fed.values()])
     _set_all_weights(model, qmodel)
-    for handle in state.handles(qmodel).values():
-        if handle.weight is not None:
-            codes, scale = state.weight_codes(handle)
-            vars(model.get_layer(handle.point.source))[handle.point.weight].assign(numerics.dequantize(codes, scale, handle.point.spec))
-    return model
+    return model, {point.id: weight.name for point, weight in fed.values()}
 
 
 def placement_of(qmodel: Any) -> Placement:
@@ -102,9 +115,9 @@ def placement_of(qmodel: Any) -> Placement:
     return Placement(preset="as built", points=tuple(points), float_layers=())
 
 
-def _unwrapped(qmodel: Any, replace_quantizer: Callable[[QPoint], Any]) -> Any:
+def _unwrapped(qmodel: Any) -> Any:
     def unwrap(layer: Any) -> Any:
-        return replace_quantizer(layer.point) if isinstance(layer, ActivationQuantizer) else model_graph.clone_layer(_inner(layer))
+        return (lambda tensor, **_: tensor) if isinstance(layer, ActivationQuantizer) else model_graph.clone_layer(_inner(layer))
 
     return model_graph.rebuild(qmodel, replace=unwrap)
 

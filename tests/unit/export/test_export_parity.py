@@ -132,7 +132,34 @@ def test_out_of_a_limit(parity: ParityReport, failure: str) -> None:
 
 def test_several_failures_are_all_named() -> None:
     parity = report(local=difference(9_000, *[3] * 1000), whole=difference(9_000, *[3] * 1000), top1=0.5)
-    assert [failure.partition(":")[0] for failure in parity.failures] == ["local", "end to end", "outputs"]
+    assert [failure.partition(":")[0] for failure in parity.failures] == ["local", "local", "end to end", "outputs"]
+
+
+def test_a_small_point_that_is_all_wrong_is_named_beside_millions_of_equal_codes() -> None:
+    points = (
+        PointParity(id="large", local=difference(20_000_000), end_to_end=difference(1), noise_floor=difference(1)),
+        PointParity(id="small", local=difference(0, *[1] * 900), end_to_end=difference(1), noise_floor=difference(1)),
+    )
+    parity = replace(report(), points=points)
+    assert parity.local.equal > 0.9999
+    assert parity.failures == ("local: 0.00000% of the codes of 'small' are equal, expected 99.9%",)
+
+
+def test_a_handful_of_ties_in_a_small_point_is_allowed() -> None:
+    points = (
+        PointParity(id="large", local=difference(20_000_000), end_to_end=difference(1), noise_floor=difference(1)),
+        PointParity(id="small", local=difference(95, *[1] * 5), end_to_end=difference(1), noise_floor=difference(1)),
+    )
+    assert replace(report(), points=points).failures == ()
+
+
+def test_one_class_agrees_and_several_outputs_give_the_worst() -> None:
+    one = OutputParity.between(np.array([[1.0], [2.0]]), np.array([[1.5], [2.0]]))
+    assert (one.max_abs_difference, one.top1_agreement) == (0.5, 1.0)
+    other = OutputParity.between(np.array([[1.0, 2.0], [3.0, 1.0]]), np.array([[1.0, 2.0], [0.0, 1.0]]))
+    assert (other.max_abs_difference, other.top1_agreement) == (3.0, 0.5)
+    worst = OutputParity.worst([one, other])
+    assert (worst.max_abs_difference, worst.cosine, worst.top1_agreement) == (3.0, min(one.cosine, other.cosine), 0.5)
 
 
 def test_the_json_object() -> None:
@@ -143,6 +170,7 @@ def test_the_json_object() -> None:
         "local_equal": 0.9999,
         "local_max_difference": 1,
         "local_output_difference": 1e-4,
+        "local_point_equal": 0.999,
         "noise_floor_factor": 1.5,
         "top1_agreement": 0.998,
     }

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import ExportError
-from tfqat.export import passes
-from tfqat.export.passes import WeightCodes
+from tfqat.export import naming, passes
+from tfqat.export.weights import WeightInput, quantize_weights
 
 EPSILON = 1e-3
 
@@ -116,76 +116,120 @@ def test_a_first_transpose_that_is_read_elsewhere_stays() -> None:
 
 # --- quantize_weights ---
 
-KERNEL_CODES = np.random.default_rng(2).integers(-127, 128, (6, 3, 3, 3)).astype(np.int8)
-KERNEL_SCALE = np.linspace(0.001, 0.02, 6, dtype=np.float32)
-DENSE_CODES = np.random.default_rng(3).integers(-127, 128, (8, 5)).astype(np.int8)
-DENSE_SCALE = np.linspace(0.001, 0.02, 5, dtype=np.float32)
+RNG = np.random.default_rng(2)
 
 
-def float_conv(weight: np.ndarray, name: str = "net/conv/Conv2D") -> ir.Model:
-    node = helper.make_node("Conv", ["x", "w"], ["y"], name=name)
-    return make([node], {"w": weight}, inputs={"x": [None, 3, 7, 7]}, outputs={"y": [None, 6, 5, 5]})
-
-
-def conv_codes(layer: str = "conv") -> WeightCodes:
-    return WeightCodes(layer=layer, weight="kernel", codes=KERNEL_CODES, scale=KERNEL_SCALE, axis=0)
-
-
-def conv_weight() -> np.ndarray:
-    return KERNEL_CODES.astype(np.float32) * KERNEL_SCALE.reshape(-1, 1, 1, 1)
-
-
-def test_a_convolution_gets_int8_codes_and_the_same_output() -> None:
-    model = float_conv(conv_weight())
-    (before,) = run(model, images(2, 3, 7, 7))
-    passes.quantize_weights(model.graph, [conv_codes()], prefix="net")
-    assert ops(model) == ["DequantizeLinear", "Conv"]
-    constants = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
-    assert set(constants) == {"conv/kernel", "conv/kernel/scale"}
-    np.testing.assert_array_equal(constants["conv/kernel"], KERNEL_CODES)
-    assert constants["conv/kernel"].dtype == np.int8
-    np.testing.assert_array_equal(constants["conv/kernel/scale"], KERNEL_SCALE)
-    dequantize = next(iter(model.graph))
-    assert (dequantize.name, dequantize.attributes["axis"].as_int()) == ("conv/kernel/DQ", 0)
-    np.testing.assert_array_equal(run(model, images(2, 3, 7, 7))[0], before)
-
-
-def test_a_matrix_product_has_its_scales_on_axis_1() -> None:
-    weight = DENSE_CODES.astype(np.float32) * DENSE_SCALE
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="net/dense/MatMul")
-    model = make([node], {"w": weight}, inputs={"x": [None, 8]}, outputs={"y": [None, 5]})
-    (before,) = run(model, images(4, 8))
-    passes.quantize_weights(
-        model.graph, [WeightCodes(layer="dense", weight="kernel", codes=DENSE_CODES, scale=DENSE_SCALE, axis=1)], prefix="net"
+def fed(layout: Sequence[onnx.NodeProto], operation: str, shape: Sequence[int], *, x: Sequence[Any], y: Sequence[Any]) -> ir.Model:
+    """x, w (an input of `shape`) -> layout nodes -> an operation that reads "w_laid"; how tf2onnx hands a weight over."""
+    node = helper.make_node(operation, ["x", "w_laid"], ["y"], name="net/layer/Op")
+    constants = {"grouped": np.array([3, 3, 1, 8]), "front": np.array([0])}
+    used = {name for one in layout for name in one.input}
+    return make(
+        [*layout, node], {name: value for name, value in constants.items() if name in used}, inputs={"x": x, "w": shape}, outputs={"y": y}
     )
-    assert ops(model) == ["DequantizeLinear", "MatMul"]
-    assert next(iter(model.graph)).attributes["axis"].as_int() == 1
-    np.testing.assert_array_equal(run(model, images(4, 8))[0], before)
 
 
-def test_a_weight_per_tensor_has_a_scalar_scale_and_no_axis() -> None:
-    scale = np.float32(0.01)
-    model = float_conv(KERNEL_CODES.astype(np.float32) * scale)
-    (before,) = run(model, images(2, 3, 7, 7))
-    weight = WeightCodes(layer="conv", weight="kernel", codes=KERNEL_CODES, scale=np.asarray(scale), axis=None)
-    passes.quantize_weights(model.graph, [weight], prefix="net")
-    dequantize = next(iter(model.graph))
-    assert dequantize.inputs[1].const_value.numpy().shape == ()
-    assert "axis" not in dequantize.attributes
-    np.testing.assert_array_equal(run(model, images(2, 3, 7, 7))[0], before)
+def node(op_type: str, source: str, target: str, *more: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op_type, [source, *more], [target], **attributes)
 
 
-def test_a_constant_that_differs_in_one_bit_is_an_error() -> None:
-    weight = conv_weight()
-    weight[2, 1, 0, 0] = np.nextafter(weight[2, 1, 0, 0], np.float32(1))
-    with pytest.raises(ExportError, match=r"layer 'conv': the weight that tf2onnx wrote for node 'net/conv/Conv2D' is not the quantized"):
-        passes.quantize_weights(float_conv(weight).graph, [conv_codes()], prefix="net")
+# name -> (layout nodes, operation, shape of the weight in Keras, axes with scales, shape of x, shape of y, axis of the scales in ONNX)
+FED_WEIGHTS: dict[str, tuple[Any, ...]] = {
+    "Conv2D": (
+        [node("Transpose", "w", "w_laid", perm=[3, 2, 0, 1])], "Conv", (3, 3, 4, 6), (3,), [None, 4, 7, 7], [None, 6, 5, 5], 0
+    ),
+    "Dense": ([node("Identity", "w", "w_laid")], "MatMul", (8, 5), (1,), [None, 8], [None, 5], 1),
+    "Conv1D": (
+        [node("Unsqueeze", "w", "u", "front"), node("Transpose", "u", "w_laid", perm=[3, 2, 0, 1])],
+        "Conv", (3, 4, 6), (2,), [None, 4, 1, 7], [None, 6, 1, 5], 0,
+    ),
+    "Conv2D per tensor": (
+        [node("Transpose", "w", "w_laid", perm=[3, 2, 0, 1])], "Conv", (3, 3, 4, 6), (), [None, 4, 7, 7], [None, 6, 5, 5], None
+    ),
+    "Conv2DTranspose": (
+        [node("Transpose", "w", "w_laid", perm=[3, 2, 0, 1])], "ConvTranspose", (3, 3, 6, 4), (2,), [None, 4, 5, 5], [None, 6, 7, 7], 1
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["net/other/Conv2D", "net/conv_2/Conv2D", "other/conv/Conv2D"])
-def test_a_layer_without_an_operation_is_an_error(name: str) -> None:
-    with pytest.raises(ExportError, match="layer 'conv' became 0 convolutions or matrix products in the ONNX graph; expected exactly one"):
-        passes.quantize_weights(float_conv(conv_weight(), name).graph, [conv_codes()], prefix="net")
+@pytest.mark.parametrize("name", FED_WEIGHTS)
+def test_a_fed_weight_becomes_int8_codes_with_the_same_output(name: str) -> None:
+    layout, operation, shape, axes, x_shape, y_shape, axis = FED_WEIGHTS[name]
+    codes = RNG.integers(-127, 128, shape).astype(np.int8)
+    scale = np.linspace(0.001, 0.02, int(np.prod([shape[one] for one in axes], dtype=int))).astype(np.float32)
+    scale = scale.reshape([shape[one] for one in axes])
+    dequantized = codes * scale.reshape([size if one in axes else 1 for one, size in enumerate(shape)])
+    x = images(*(size or 2 for size in x_shape))
+    (before,) = run(fed(layout, operation, shape, x=x_shape, y=y_shape), x, dequantized.astype(np.float32))
+
+    model = fed(layout, operation, shape, x=x_shape, y=y_shape)
+    weight = WeightInput(layer="layer", weight="kernel", input_name="w", codes=codes, scale=scale, axes=axes)
+    quantize_weights(model.graph, [weight])
+    assert ops(model) == ["DequantizeLinear", operation]
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    dequantize, op = list(model.graph)
+    assert (dequantize.name, op.name) == ("layer/kernel/DQ", "layer")
+    assert (dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else None) == axis
+    stored = model.graph.initializers["layer/kernel"].const_value.numpy()
+    assert stored.dtype == np.int8
+    assert sorted(stored.ravel()) == sorted(codes.ravel())
+    np.testing.assert_array_equal(run(model, x)[0], before)
+
+
+def depthwise(multiplier: int) -> tuple[ir.Model, WeightInput, np.ndarray]:
+    """A depthwise weight as tf2onnx lays it out: (H, W, C, M) -> Reshape -> Transpose -> Conv with groups."""
+    shape = (3, 3, 8 // multiplier, multiplier)
+    codes = RNG.integers(-127, 128, shape).astype(np.int8)
+    scale = np.linspace(0.001, 0.02, 8).astype(np.float32).reshape(shape[2:])
+    nodes = [
+        node("Reshape", "w", "r", "grouped"),
+        node("Transpose", "r", "k", perm=[3, 2, 0, 1]),
+        helper.make_node("Conv", ["x", "k"], ["y"], name="net/layer/depthwise", group=shape[2]),
+    ]
+    inputs = {"x": [None, shape[2], 7, 7], "w": shape}
+    model = make(nodes, {"grouped": np.array([3, 3, 1, 8])}, inputs=inputs, outputs={"y": [None, 8, 5, 5]})
+    weight = WeightInput(layer="layer", weight="depthwise_kernel", input_name="w", codes=codes, scale=scale, axes=(2, 3))
+    return model, weight, (codes * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_a_depthwise_weight_keeps_a_scale_per_output_channel(multiplier: int) -> None:
+    model, weight, dequantized = depthwise(multiplier)
+    x = images(2, 8 // multiplier, 7, 7)
+    (before,) = run(model, x, dequantized)
+    quantize_weights(model.graph, [weight])
+    assert ops(model) == ["DequantizeLinear", "Conv"]
+    assert model.graph.initializers["layer/depthwise_kernel/scale"].const_value.numpy().shape == (8,)
+    np.testing.assert_array_equal(run(model, x)[0], before)
+
+
+def broken_weight(case: str) -> tuple[ir.Model, WeightInput]:
+    shape, axes, layout, operation = (8, 5), (1,), [node("Identity", "w", "w_laid")], "MatMul"
+    if case == "goes into another operation":
+        layout = [node("Relu", "w", "w_laid")]
+    if case == "channels of both axes":
+        axes = (0, 1)
+    model = fed(layout, operation, shape, x=[None, 8], y=[None, 5])
+    if case == "read twice":
+        model.graph.append(ir.node("Relu", [model.graph.inputs[1]]))
+    codes, scale = np.ones(shape, np.int8), np.ones([shape[axis] for axis in axes], np.float32)
+    name = "lost" if case == "lost" else "w"
+    return model, WeightInput(layer="layer", weight="kernel", input_name=name, codes=codes, scale=scale, axes=axes)
+
+
+BROKEN_WEIGHTS = {
+    "lost": "layer 'layer': the ONNX graph lost its weight 'kernel'",
+    "read twice": "layer 'layer': its weight is read 2 times in the ONNX graph; expected once",
+    "goes into another operation": "layer 'layer': its weight goes into Relu in the ONNX graph, which no rule brings into an INT8 form",
+    "channels of both axes": "layer 'layer': the channels of its weight do not lie along one axis in the ONNX graph",
+}
+
+
+@pytest.mark.parametrize(("case", "message"), BROKEN_WEIGHTS.items(), ids=BROKEN_WEIGHTS)
+def test_a_weight_that_cannot_be_placed_is_an_error(case: str, message: str) -> None:
+    model, weight = broken_weight(case)
+    with pytest.raises(ExportError, match=message):
+        quantize_weights(model.graph, [weight])
 
 
 # --- fold_batch_norms ---
@@ -330,21 +374,38 @@ def test_the_model_given_twice_folds_once() -> None:
     assert passes.fold_batch_norms(model.graph) == ()
 
 
-# --- name_after_layers ---
+# --- name_after_layers, settle_constants ---
 
 
-def test_operations_get_the_names_of_their_layers() -> None:
+def named() -> ir.Model:
     nodes = [
-        helper.make_node("Conv", ["x", "net/conv/w"], ["v1"], name="net/conv/Conv2D"),
-        helper.make_node("Relu", ["v1"], ["v2"], name="net/conv_relu/Relu"),
-        helper.make_node("Conv", ["v2", "net/conv_2/w"], ["y"], name="net/conv_2/Conv2D"),
+        helper.make_node("Conv", ["x", "net/a/w"], ["v1"], name="net/a/Conv2D"),
+        helper.make_node("Clip", ["v1", "zero", "six"], ["v2"], name="net/a_relu/Relu6"),
+        helper.make_node("Conv", ["v2", "net/a/b/w"], ["v3"], name="net/a/b/Conv2D"),
+        helper.make_node("Clip", ["v3", "other_zero", "other_six"], ["v4"], name="net/b_relu/Relu6"),
+        helper.make_node("Conv", ["v4", "net/done/w"], ["y"], name="net/done/Conv2D__17"),
     ]
-    weights = {"net/conv/w": np.ones((2, 2, 1, 1), np.float32), "net/conv_2/w": np.full((2, 2, 1, 1), 2, np.float32)}
-    model = make(nodes, weights, inputs={"x": [None, 2, 3, 3]}, outputs={"y": [None, 2, 3, 3]})
+    constants: dict[str, Any] = {
+        f"net/{name}/w": np.full((2, 2, 1, 1), number, np.float32) for number, name in enumerate(["a", "a/b", "done"])
+    }
+    constants |= {name: np.float32(0) for name in ("zero", "other_zero")} | {name: np.float32(6) for name in ("six", "other_six")}
+    return make(nodes, constants, inputs={"x": [None, 2, 3, 3]}, outputs={"y": [None, 2, 3, 3]})
+
+
+def test_operations_get_the_name_of_the_longest_layer_that_fits() -> None:
+    model = named()
     (before,) = run(model, images(1, 2, 3, 3))
-    named = passes.name_after_layers(model.graph, ["conv", "conv_relu", "conv_2", "dropout"], prefix="net")
-    assert named == {"conv": "Conv", "conv_2": "Conv"}
-    assert [node.name for node in model.graph] == ["conv", "conv_relu/Relu", "conv_2"]
-    assert [node.outputs[0].name for node in model.graph] == ["conv.out", "conv_relu/Relu.out", "y"]
-    assert set(model.graph.initializers) == {"conv/w", "conv_2/w"}
+    operations = naming.name_after_layers(model.graph, ["a", "a_relu", "a/b", "b_relu", "done", "dropout"], prefix="net")
+    assert operations == {"a": "Conv", "a/b": "Conv", "done": "Conv"}
+    assert [node.name for node in model.graph] == ["a", "a_relu/Relu6", "a/b", "b_relu/Relu6", "done"]
+    assert [node.outputs[0].name for node in model.graph] == ["a.out", "a_relu/Relu6.out", "a/b.out", "b_relu/Relu6.out", "y"]
+    np.testing.assert_array_equal(run(model, images(1, 2, 3, 3))[0], before)
+
+
+def test_equal_small_constants_become_one_and_all_are_named_in_the_order_of_use() -> None:
+    model = named()
+    (before,) = run(model, images(1, 2, 3, 3))
+    naming.name_after_layers(model.graph, ["a", "a/b", "done"], prefix="net")
+    naming.settle_constants(model.graph)
+    assert list(model.graph.initializers) == ["a.in1", "a_relu/Relu6.in1", "a_relu/Relu6.in2", "a/b.in1", "done.in1"]
     np.testing.assert_array_equal(run(model, images(1, 2, 3, 3))[0], before)

@@ -175,7 +175,10 @@ CASES: dict[str, tuple[Callable[[onnx.ModelProto], None], dict[str, str]]] = {
         further_quantizer,
         {NAMES: "extra/DQ belongs to no quantization point; extra/Q belongs to no quantization point"},
     ),
-    "scale of shape (1,)": (scale_of_shape_1, {"activation scales are scalars": "stem_relu/Q has a scale of shape (1,)"}),
+    "scale of shape (1,)": (
+        scale_of_shape_1,
+        {"activation scales are scalars": "stem_relu/Q has a scale of shape (1,); stem_relu/DQ has a scale of shape (1,)"},
+    ),
     "scale one bit off": (scale_one_bit_off, {"activation scales are the model's, to the last bit": "head_relu/Q has the scale "}),
     "negative scale": (negative_scale, {"scales are positive": "project/kernel/DQ"}),
     "zero scale": (zero_scale, {"scales are positive": "logits/kernel/DQ"}),
@@ -227,7 +230,10 @@ CASES: dict[str, tuple[Callable[[onnx.ModelProto], None], dict[str, str]]] = {
         {"an operation with a quantized weight reads a quantized activation": "project reads a float activation"},
     ),
     "float64 bias": (float64_bias, {"biases are float32": "stem has a bias of type float64"}),
-    "BatchNorm left": (batch_norm_left, {"BatchNorm behind a quantized convolution is folded": "project_bn follows project"}),
+    "BatchNorm left": (
+        batch_norm_left,
+        {"BatchNorm is folded wherever that is exact": "project_bn could be folded into the convolution before it"},
+    ),
 }
 
 
@@ -258,15 +264,27 @@ def test_every_rule_has_a_case() -> None:
     assert {rule for rule, _ in structure._RULES} == {rule for _, broken in CASES.values() for rule in broken}
 
 
-def test_a_channel_negated_as_a_whole_or_zeroed_is_the_models(tiny_quantized: Any, tiny_onnx: Path, tmp_path: Path) -> None:
+def test_a_channel_negated_as_a_whole_or_zeroed_with_the_smallest_scale_is_the_models(
+    tiny_quantized: Any, tiny_onnx: Path, tmp_path: Path
+) -> None:
     """Folding a negative gamma does the first, a gamma of zero the second; whether it was right shows in the codes that come out."""
     model = onnx.load(tiny_onnx)
-    codes = constant(model, "stem/kernel")
+    codes, scale = constant(model, "stem/kernel"), constant(model, "stem/kernel/scale")
     codes[1] *= -1
+    codes[2], scale[2] = 0, 1e-12
+    put(model, "stem/kernel", codes)
+    put(model, "stem/kernel/scale", scale)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    assert failed(tiny_quantized, tmp_path / "model.onnx") == {}
+
+
+def test_a_zeroed_channel_with_a_scale_that_counts_is_not_the_models(tiny_quantized: Any, tiny_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    codes = constant(model, "stem/kernel")
     codes[2] = 0
     put(model, "stem/kernel", codes)
     onnx.save(model, str(tmp_path / "model.onnx"))
-    assert failed(tiny_quantized, tmp_path / "model.onnx") == {}
+    assert failed(tiny_quantized, tmp_path / "model.onnx") == {"weight codes are the model's": "stem/kernel: 1 of 16 channels differ"}
 
 
 def test_a_long_list_is_cut_to_five() -> None:

@@ -1,0 +1,73 @@
+"""What the model says that its exported graph must hold, derived from the model alone, so that it can be held against the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfqat import numerics
+from tfqat.quantize import state
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightCodes:
+    """The int8 codes of a layer's weight in ONNX's layout, its float32 scales, and the axis that they go along (None: one scale)."""
+
+    layer: str
+    weight: str
+    codes: np.ndarray
+    scale: np.ndarray
+    axis: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """Activation scales by point id, weight codes before BatchNorm is folded, and whether BatchNorm was to be folded."""
+
+    activations: Mapping[str, np.ndarray]
+    weights: tuple[WeightCodes, ...]
+    fold_batchnorm: bool = True
+
+
+def expected_of(qmodel: Any, *, fold_batchnorm: bool = True) -> Expected:
+    """What the graph of a calibrated quantized model must hold.
+
+    Raises:
+        NotCalibratedError: a quantizer has no range.
+    """
+    handles = state.handles(qmodel)
+    ranges = state.ranges(qmodel)
+    return Expected(
+        activations={
+            name: numerics.scale_from_amax(ranges[name], handle.point.spec).numpy()
+            for name, handle in handles.items()
+            if handle.weight is None
+        },
+        weights=tuple(_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None),
+        fold_batchnorm=fold_batchnorm,
+    )
+
+
+def onnx_layout(codes: np.ndarray, scale: np.ndarray, weight: str) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """A Keras weight's codes and scales in ONNX's layout, with the axis of the scales. Export reads the layout off the graph instead.
+
+    kernel of Conv2D            (H, W, in, out)         -> (out, in, H, W),           axis 0
+    depthwise_kernel            (H, W, in, multiplier)  -> (in * multiplier, 1, H, W), axis 0
+    kernel of Dense             (in, out)               -> (in, out),                  axis 1
+    """
+    if weight == "depthwise_kernel":
+        codes, axis = codes.transpose(2, 3, 0, 1).reshape(-1, 1, *codes.shape[:2]), 0
+    elif codes.ndim == 4:
+        codes, axis = codes.transpose(3, 2, 0, 1), 0
+    else:
+        axis = 1
+    return codes, scale.reshape(-1) if scale.ndim else scale, axis if scale.ndim else None
+
+
+def _in_onnx_layout(handle: state.Handle) -> WeightCodes:
+    weight = str(handle.point.weight)
+    codes, scale, axis = onnx_layout(*state.weight_codes(handle), weight)
+    return WeightCodes(layer=handle.point.source, weight=weight, codes=codes, scale=scale, axis=axis)
