@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from tfqat.export.edit import MATRIX_OPS, SETTLED, constant_of
 
-
+# What keeps the name that a pass gave it: weights, their scales and biases, and the scales of activations.
 _OWN_NAMES = ("/kernel", "/depthwise_kernel", "/scale", "/bias")
 
 _SMALL = 8
