@@ -61,7 +61,7 @@ def fake_quantize(x: Any, amax: Any, spec: QuantSpec) -> tf.Tensor:
     """dequantize(quantize(x)) with a straight-through gradient that is clipped where the code is clipped.
 
         forward   x_hat = clip(round_half_even(x / scale), lo, hi) * scale
-        backward  dx    = dy where lo <= round_half_even(x / scale) <= hi, else 0;  damax = 0
+        backward  dx    = dy where lo <= round_half_even(x / scale) <= hi, else 0;  amax gets none
 
     Source: Bengio et al. 2013 (straight-through estimator), Jacob et al. 2018 (clipped range).
 

@@ -166,6 +166,20 @@ def _with_dtype(config: Any, dtype: str) -> Any:
     return config
 
 
+def check_float32(model: Any) -> None:
+    """Make sure that every layer computes in float32.
+
+    Raises:
+        ModelError: a layer computes in another type, by mixed precision for example.
+    """
+    other = [layer for layer in model.layers if layer.weights and layer.compute_dtype != "float32"]
+    if other:
+        raise ModelError(
+            f"layer {other[0].name!r} of model {model.name!r} computes in {other[0].compute_dtype}; expected float32. Load the model under "
+            'tf_keras.mixed_precision.set_global_policy("float32"), or build it with dtype="float32"'
+        )
+
+
 def _check_functional(model: Any) -> None:
     if not isinstance(model, tf_keras.Model):
         found = f"{type(model).__module__}.{type(model).__name__}"

@@ -29,7 +29,8 @@ def load_model(source: Any, custom_objects: Mapping[str, Any] | None = None) -> 
     """
     model = _load_file(Path(source), custom_objects) if isinstance(source, str | Path) else source
     graph.read(model)
-    return model if isinstance(source, str | Path) else graph.clone(model)
+    loaded_as_it_is = isinstance(source, str | Path) and not isinstance(model, tf_keras.Sequential)
+    return model if loaded_as_it_is else graph.clone(model)
 
 
 def _load_file(path: Path, custom_objects: Mapping[str, Any] | None) -> Any:

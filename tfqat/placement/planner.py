@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tfqat.errors import NoMatchError, PlacementError
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.placement import rules
-from tfqat.placement.plan import Edge, FloatLayer, Placement, QPoint
+from tfqat.placement.plan import FloatLayer, Placement, QPoint
+from tfqat.placement.reads import Read, by_tensor, edges_of, point_id
 from tfqat.placement.select import matches, no_match
 from tfqat.recipe.load import quantization_config
 from tfqat.recipe.schema import Override, QuantizationConfig
@@ -56,66 +56,37 @@ def plan_graph(graph: ModelGraph, config: QuantizationConfig) -> Placement:
     )
 
 
-@dataclass
-class _Reads:
-    """The consumers of one tensor that ask for its quantized form."""
-
-    nodes: list[Node] = field(default_factory=list)
-    edges: list[Edge] = field(default_factory=list)
-    names: list[tuple[str, str]] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-
-
 def _activation_points(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> list[QPoint]:
     """One point per tensor, whatever number of layers read its quantized form."""
-    reads: dict[TensorRef, _Reads] = {}
-    for node in graph.nodes:
-        decision = decisions.get(node.name)
-        if not isinstance(decision, rules.Quantize):
-            continue
-        for index in decision.inputs:
-            read = reads.setdefault(node.inputs[index], _Reads())
-            read.nodes.append(node)
-            read.edges.append(Edge(layer=node.name, index=index))
-            read.names += [(node.name, node.class_name), (edge_id(node, index, decision.inputs), "")]
-            read.reasons.append(decision.reason)
-    return [_activation_point(tensor, read, decisions, config) for tensor, read in reads.items()]
+    return [_activation_point(tensor, reads, config) for tensor, reads in by_tensor(graph, _reads(graph, decisions)).items()]
 
 
-def _activation_point(tensor: TensorRef, read: _Reads, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> QPoint:
-    first = decisions[read.nodes[0].name]
-    point_id = activation_id(tensor, read.nodes, first.inputs if isinstance(first, rules.Quantize) else ())
-    _, settings = config.resolve(_matching(config, [(point_id, ""), *read.names]))
+def _reads(graph: ModelGraph, decisions: Mapping[str, rules.Decision]) -> list[Read]:
+    return [
+        Read.of(node, index, decision.inputs, decision.reason)
+        for node in graph.nodes
+        if isinstance(decision := decisions.get(node.name), rules.Quantize)
+        for index in decision.inputs
+    ]
+
+
+def _activation_point(tensor: TensorRef, reads: tuple[Read, ...], config: QuantizationConfig) -> QPoint:
+    _, settings = config.resolve(_matching(config, [(point_id(tensor, reads), ""), *_override_names(reads)]))
     return QPoint(
-        id=point_id,
+        id=point_id(tensor, reads),
         kind="activation",
         source=tensor.layer,
         output=tensor.index,
         spec=QuantSpec(num_bits=settings.num_bits),
         calibrator=Calibrator(method=settings.calibrator, percentile=settings.percentile),
-        edges=tuple(read.edges),
-        reason="; ".join(dict.fromkeys(read.reasons)),
+        edges=edges_of(reads),
+        reason="; ".join(dict.fromkeys(read.reason for read in reads)),
     )
 
 
-def activation_id(tensor: TensorRef, readers: Sequence[Node], quantized: Sequence[int]) -> str:
-    """The id of an activation point: that of the edge where one Add alone reads it, else the name of the layer that makes the tensor.
-
-    Args:
-        tensor: what is quantized.
-        readers: the layers that read it quantized.
-        quantized: which inputs the first of them reads quantized.
-    """
-    if len(readers) == 1 and readers[0].class_name == "Add":
-        return edge_id(readers[0], readers[0].inputs.index(tensor), quantized)
-    return tensor.layer if tensor.index == 0 else f"{tensor.layer}:{tensor.index}"
-
-
-def edge_id(node: Node, index: int, quantized: Sequence[int]) -> str:
-    """`add:shortcut` for the one input that an Add reads quantized, `add:0` and `add:1` for one of several; else the layer's name."""
-    if node.class_name != "Add":
-        return node.name
-    return f"{node.name}:shortcut" if len(quantized) == 1 else f"{node.name}:{index}"
+def _override_names(reads: Iterable[Read]) -> list[tuple[str, str]]:
+    """The (name, class name) pairs by which an override finds an activation: the layers that read it, and the ids of their inputs."""
+    return [pair for read in reads for pair in ((read.node.name, read.node.class_name), (read.id, ""))]
 
 
 def _weight_points(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> list[QPoint]:
@@ -170,22 +141,32 @@ def _check_patterns(graph: ModelGraph, decisions: Mapping[str, rules.Decision], 
             "quantization.skip: preset 'naive' quantizes every supported layer; use 'hybrid' or 'selective' to skip layers"
         )
     layers = [(node.name, node.class_name) for node in graph.nodes]
-    skippable = [name for node in graph.nodes for name in _skip_names(node)]
-    edges = [
-        (edge_id(node, index, decision.inputs), "")
-        for node in graph.nodes
-        if isinstance(decision := decisions.get(node.name), rules.Quantize)
-        for index in decision.inputs
+    named = _override_names(_reads(graph, decisions)) + [
+        (point_id(*item), "") for item in by_tensor(graph, _reads(graph, decisions)).items()
     ]
-    patterns = [(f"quantization.skip[{index}]", pattern, skippable) for index, pattern in enumerate(config.skip)]
-    patterns += [
-        (f"quantization.overrides[{index}].match", override.match, layers + edges) for index, override in enumerate(config.overrides)
-    ]
-    missing = [
-        no_match(pattern, names, layers=len(layers), where=where) for where, pattern, names in patterns if not _found(pattern, names)
-    ]
+    quantizable = [pair for node in graph.nodes if _is_quantizable(node, decisions) for pair in _skip_names(node)]
+    patterns = [(f"quantization.skip[{index}]", pattern, quantizable) for index, pattern in enumerate(config.skip)]
+    patterns += [(f"quantization.overrides[{index}].match", override.match, named) for index, override in enumerate(config.overrides)]
+    missing = [_without_effect(pattern, names, layers, where) for where, pattern, names in patterns if not _found(pattern, names)]
     if missing:
         raise NoMatchError("\n".join(missing))
+
+
+def _is_quantizable(node: Node, decisions: Mapping[str, rules.Decision]) -> bool:
+    """Whether the layer is quantized, or is of a class that would be if it were not skipped."""
+    return isinstance(decisions.get(node.name), rules.Quantize) or node.class_name in {*rules.WEIGHTS, *rules.AVERAGE_POOLS, "Add"}
+
+
+def _without_effect(pattern: str, named: Sequence[tuple[str, str]], layers: Sequence[tuple[str, str]], where: str) -> str:
+    """The message for a pattern that changes nothing: it matches no layer, or only layers that have no quantizer."""
+    matched = [name for name, class_name in layers if matches(pattern, name=name, class_name=class_name)]
+    if not matched:
+        return no_match(pattern, [*layers, *named], layers=len(layers), where=where)
+    listed = ", ".join(matched[:5]) + (", ..." if len(matched) > 5 else "")
+    return (
+        f"{where}: pattern {pattern!r} matches only layers without a quantizer ({listed}), so it changes nothing; "
+        "name the layers that read the tensor"
+    )
 
 
 def _found(pattern: str, named: Sequence[tuple[str, str]]) -> bool:

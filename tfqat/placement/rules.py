@@ -31,7 +31,11 @@ AVERAGE_POOLS = {"AveragePooling2D", "GlobalAveragePooling2D"}
 MAX_POOLS = {"MaxPooling2D", "GlobalMaxPooling2D"}
 ACTIVATIONS = {"ReLU", "Activation", "LeakyReLU", "PReLU", "Softmax", "ELU", "ThresholdedReLU"}
 # These leave the values as they are at inference, so a tensor before and after them is the same to a quantizer.
-IDENTITIES = {"Dropout", "SpatialDropout2D", "Flatten", "Reshape", "GaussianNoise", "ActivityRegularization"}
+INFERENCE_IDENTITIES = {
+    *("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout"),
+    *("GaussianDropout", "GaussianNoise", "ActivityRegularization"),
+}
+IDENTITIES = {*INFERENCE_IDENTITIES, "Flatten", "Reshape"}
 # What may stand between a convolution and the Add that it fuses with.
 BETWEEN_CONVOLUTION_AND_ADD = {"BatchNormalization", "Dropout", "SpatialDropout2D", "ReLU", "Activation", "LeakyReLU"}
 
@@ -118,11 +122,12 @@ def average_pool(view: View, node: Node) -> Decision | None:
 
 def max_pool(view: View, node: Node) -> Decision | None:
     """Max pooling commutes with quantization: TensorRT moves it behind the Q of the layer that reads it."""
-    return (
-        KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it")
-        if node.class_name in MAX_POOLS
-        else None
-    )
+    if node.class_name not in MAX_POOLS:
+        return None
+    followers = list(_readers_through_identities(view, node))
+    if followers and all(view.is_int8_weighted(follower) for follower in followers):
+        return KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it")
+    return KeepFloat(reason="max pooling whose output is not quantized everywhere: in the type of its input")
 
 
 def batch_norm(view: View, node: Node) -> Decision | None:
@@ -144,8 +149,12 @@ def activation(view: View, node: Node) -> Decision | None:
     """An activation fuses with the convolution before it: Q/DQ come after it, not before."""
     if node.class_name not in ACTIVATIONS:
         return None
+    if node.class_name == "Softmax" or node.config.get("activation") == "softmax":
+        return KeepFloat(reason="softmax: computes in float")
     source = _source_through(view, node.inputs[0], {"BatchNormalization"})
-    return KeepFloat(reason=f"fuses with {source.name}; Q/DQ come after the activation")
+    if view.is_int8_weighted(source) or source.class_name == "Add":
+        return KeepFloat(reason=f"fuses with {source.name}; Q/DQ come after the activation")
+    return KeepFloat(reason=f"activation after {source.name}, which is not quantized: computes in float")
 
 
 def identity(view: View, node: Node) -> Decision | None:

@@ -36,7 +36,9 @@ def quantize_model(model: Any, quantization: str | Mapping[str, Any] | Quantizat
 
     Raises:
         PlacementError: the placement names a layer that the model does not have.
+        ModelError: the model computes in another type than float32.
     """
+    model_graph.check_float32(model)
     placement = quantization if isinstance(quantization, Placement) else plan(model, quantization)
     _check_fits(model, placement)
     weights = {point.source: point for point in placement.weights}
@@ -152,7 +154,7 @@ def _copy_into_annotated(model: Any, annotated: Any) -> None:
 
 
 def _check_fits(model: Any, placement: Placement) -> None:
-    known = {layer.name for layer in model.layers}
+    known = {node.name for node in model_graph.read(model).nodes}  # a Sequential does not list its input layer
     wanted = {edge.layer for point in placement.activations for edge in point.edges} | {point.source for point in placement.points}
     missing = sorted(wanted - known)
     if missing:

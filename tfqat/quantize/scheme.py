@@ -11,8 +11,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_schem
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, TensorRef
 from tfqat.placement import rules
-from tfqat.placement.plan import Edge, Placement, QPoint
-from tfqat.placement.planner import activation_id
+from tfqat.placement.plan import Placement, QPoint
+from tfqat.placement.reads import Read, by_tensor, edges_of, point_id
 from tfqat.quantize.configs import InputQuantizeConfig, WeightedQuantizeConfig, default_config
 from tfqat.quantize.quantizers import ActivationQuantizer
 from tfqat.quantize.wrapper import QuantizeWrapper
@@ -86,26 +86,26 @@ class TensorRTLayoutTransform(QuantizeLayoutTransform):  # type: ignore[misc]
 
 def annotated_points(graph: ModelGraph, configs: dict[str, InputQuantizeConfig]) -> tuple[QPoint, ...]:
     """The activation points that annotations ask for: one per tensor, with the grid of the first layer that reads it."""
-    readers: dict[TensorRef, list[tuple[str, int]]] = {}
-    for node in graph.nodes:
-        for index in configs[node.name].inputs if node.name in configs else ():
-            readers.setdefault(node.inputs[index], []).append((node.name, index))
-    points = []
-    for tensor, edges in readers.items():
-        config = configs[edges[0][0]]
-        points.append(
-            QPoint(
-                id=activation_id(tensor, [graph.node(name) for name, _ in edges], config.inputs),
-                kind="activation",
-                source=tensor.layer,
-                output=tensor.index,
-                spec=config.activations,
-                calibrator=config.calibrator,
-                edges=tuple(Edge(layer=name, index=index) for name, index in edges),
-                reason=config.reason,
-            )
-        )
-    return tuple(points)
+    reads = [
+        Read.of(node, index, configs[node.name].inputs, configs[node.name].reason)
+        for node in graph.nodes
+        if node.name in configs
+        for index in configs[node.name].inputs
+    ]
+    return tuple(_annotated_point(tensor, found, configs[found[0].node.name]) for tensor, found in by_tensor(graph, reads).items())
+
+
+def _annotated_point(tensor: TensorRef, reads: tuple[Read, ...], config: InputQuantizeConfig) -> QPoint:
+    return QPoint(
+        id=point_id(tensor, reads),
+        kind="activation",
+        source=tensor.layer,
+        output=tensor.index,
+        spec=config.activations,
+        calibrator=config.calibrator,
+        edges=edges_of(reads),
+        reason="; ".join(dict.fromkeys(read.reason for read in reads)),
+    )
 
 
 def copy_into_wrapped(source: Any, quantized: Any) -> None:

@@ -40,6 +40,7 @@ def qat_compile(qmodel: Any, plan: QatPlan, loss: Any, metrics: Sequence[Any]) -
 
     Raises:
         NotCalibratedError: a quantizer has no range, so that training would not see its rounding.
+        TrainingError: the plan averages weights and does not know the steps per epoch.
     """
     state.ranges(qmodel)
     qmodel.compile(optimizer=_optimizer(plan), loss=loss, metrics=list(metrics))
@@ -104,7 +105,12 @@ def fine_tune(
 
 
 def _optimizer(plan: QatPlan) -> Any:
-    settings: dict[str, Any] = {"learning_rate": plan.learning_rate, "weight_decay": plan.weight_decay or None, "use_ema": plan.ema}
+    settings: dict[str, Any] = {"learning_rate": plan.learning_rate, "weight_decay": plan.weight_decay or None}
+    if plan.ema:
+        if plan.steps_per_epoch is None:
+            raise TrainingError("qat.ema needs the steps per epoch: call plan.with_steps(steps_per_epoch) before qat_compile")
+        # Keras puts the averages in place of the weights after the last step of each epoch, so that they are what is validated and kept.
+        settings |= {"use_ema": True, "ema_overwrite_frequency": plan.steps_per_epoch}
     if plan.optimizer.name == "adamw":  # Keras's AdamW takes 0, but not None
         return tf_keras.optimizers.AdamW(**settings | {"weight_decay": plan.weight_decay})
     if plan.optimizer.name == "sgd":

@@ -51,7 +51,7 @@ FASHION_IDS = [
     *("block3_depthwise_relu", "block3_project/kernel"),
     *("block3_project_bn", "block4_expand/kernel", "block4_expand_relu", "block4_depthwise/depthwise_kernel"),
     *("block4_depthwise_relu", "block4_project/kernel"),
-    *("block4_add", "head/kernel", "head_relu", "dropout", "logits/kernel"),
+    *("block4_add", "head/kernel", "head_relu", "pool", "logits/kernel"),
 ]
 
 
@@ -67,7 +67,8 @@ def test_example_network(fashion: Any) -> None:
 
 def test_example_network_accounts_for_every_layer(fashion: Any) -> None:
     placement = tfqat.plan(fashion)
-    quantized = {edge.layer for entry in placement.activations for edge in entry.edges}
+    quantized = {entry.source for entry in placement.weights} | {edge.layer for entry in placement.activations for edge in entry.edges}
+    quantized -= {"dropout"}  # the quantizer of `pool` sits before it; the layer itself has none
     left = {layer.layer for layer in placement.float_layers}
     assert quantized | left | {"image"} == {layer.name for layer in fashion.layers}
     assert not quantized & left
@@ -301,3 +302,64 @@ def test_nothing_to_quantize(draw: Callable[..., Any], lines: tuple[str, ...], s
 def test_unknown_preset() -> None:
     with pytest.raises(tfqat.errors.RecipeError, match="quantization"):
         tfqat.plan(tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)]), "selectiv")
+
+
+# name -> (lines, the activation points as (id, edges))
+HOISTED: dict[str, tuple[tuple[str, ...], list[tuple[str, list[tuple[str, int]]]]]] = {
+    "before Dropout": (
+        ("image InputLayer", "relu ReLU image", "drop Dropout relu", "fc Dense drop"),
+        [("relu", [("drop", 0)])],
+    ),
+    "before two of them": (
+        ("image InputLayer", "relu ReLU image", "noise GaussianNoise relu", "drop Dropout noise", "fc Dense drop"),
+        [("relu", [("noise", 0)])],
+    ),
+    "one point for a tensor that is read through Dropout too": (
+        ("image InputLayer", "relu ReLU image", "a Dense relu", "drop Dropout relu", "b Dense drop"),
+        [("relu", [("a", 0), ("drop", 0)])],
+    ),
+    "not where something reads the dropped values in float": (
+        ("image InputLayer", "relu ReLU image", "drop Dropout relu", "fc Dense drop", "soft Softmax drop"),
+        [("drop", [("fc", 0)])],
+    ),
+    "not before Flatten": (
+        ("image InputLayer", "relu ReLU image", "flat Flatten relu", "fc Dense flat"),
+        [("flat", [("fc", 0)])],
+    ),
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), HOISTED.values(), ids=HOISTED)
+def test_quantizers_sit_before_what_does_nothing_at_inference(
+    lines: tuple[str, ...], expected: list[tuple[str, list[tuple[str, int]]]], draw: Any
+) -> None:
+    placement = plan_graph(draw(*lines), quantization_config("selective"))
+    assert [(entry.id, edges(entry)) for entry in placement.activations] == expected
+
+
+def test_a_dropped_output_of_the_model_is_not_hoisted(draw: Any) -> None:
+    graph = draw("image InputLayer", "relu ReLU image", "drop Dropout relu", "fc Dense drop", outputs=("fc", "drop"))
+    assert ids(plan_graph(graph, quantization_config("selective"))) == ["drop", "fc/kernel"]
+
+
+WITHOUT_EFFECT = {
+    "skip of an input": ({"skip": ["image"]}, "quantization.skip[0]: pattern 'image' matches only layers without a quantizer (image)"),
+    "override of a class": (
+        {"overrides": [{"match": "ReLU", "activations": {"calibrator": "max"}}]},
+        "quantization.overrides[0].match: pattern 'ReLU' matches only layers without a quantizer (stem_relu, block1_expand_relu, "
+        "block1_depthwise_relu, block2_expand_relu, block2_depthwise_relu, ...), so it changes nothing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("block", "message"), WITHOUT_EFFECT.values(), ids=WITHOUT_EFFECT)
+def test_a_pattern_that_changes_nothing_is_an_error(block: dict[str, Any], message: str, fashion: Any) -> None:
+    with pytest.raises(NoMatchError) as caught:
+        tfqat.plan(fashion, block)
+    assert str(caught.value).startswith(message)
+
+
+def test_patterns_without_effect_and_without_match_come_in_one_message(fashion: Any) -> None:
+    with pytest.raises(NoMatchError) as caught:
+        tfqat.plan(fashion, {"skip": ["image", "zzz", "logits"]})
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["quantization.skip[0]", "quantization.skip[1]"]

@@ -152,9 +152,30 @@ def test_average_pool(draw: Callable[..., Any], lines: Graph, skipped: tuple[str
 
 @pytest.mark.parametrize("class_name", ["MaxPooling2D", "GlobalMaxPooling2D"])
 def test_max_pool(draw: Callable[..., Any], class_name: str) -> None:
-    decision = answer(rules.max_pool, draw, (*STEM, f"pool {class_name} stem"), "pool")
-    assert decision == KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it")
+    before_dense = answer(rules.max_pool, draw, (*STEM, f"pool {class_name} stem", "flat Flatten pool", "fc Dense flat"), "pool")
+    assert before_dense == KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it")
+    last = answer(rules.max_pool, draw, (*STEM, f"pool {class_name} stem"), "pool")
+    assert last == KeepFloat(reason="max pooling whose output is not quantized everywhere: in the type of its input")
     assert answer(rules.max_pool, draw, (*STEM, "pool AveragePooling2D stem"), "pool") is None
+
+
+ACTIVATION_REASONS = {
+    "convolution": ((*STEM, "act ReLU stem"), (), {}, "fuses with stem; Q/DQ come after the activation"),
+    "convolution and BN": ((*STEM, "bn BatchNormalization stem", "act ReLU bn"), (), {}, "fuses with stem; Q/DQ come after the activation"),
+    "skipped convolution": ((*STEM, "act ReLU stem"), ("stem",), {}, "activation after stem, which is not quantized: computes in float"),
+    "input": (("image InputLayer", "act ReLU image"), (), {}, "activation after image, which is not quantized: computes in float"),
+    "softmax layer": ((*STEM, "act Softmax stem"), (), {}, "softmax: computes in float"),
+    "softmax activation": ((*STEM, "act Activation stem"), (), {"activation": "softmax"}, "softmax: computes in float"),
+}
+
+
+@pytest.mark.parametrize(("lines", "skipped", "config", "reason"), ACTIVATION_REASONS.values(), ids=ACTIVATION_REASONS)
+def test_reason_of_an_activation(
+    lines: Graph, skipped: tuple[str, ...], config: dict[str, Any], reason: str, draw: Callable[..., Any]
+) -> None:
+    graph = draw(*lines, configs={"act": config})
+    view = rules.View(graph=graph, skipped=dict.fromkeys(skipped, "skipped"))
+    assert rules.activation(view, graph.node("act")) == KeepFloat(reason=reason)
 
 
 RELU, LINEAR = {"activation": "relu"}, {"activation": "linear"}

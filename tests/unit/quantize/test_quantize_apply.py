@@ -13,10 +13,10 @@ from tf_keras import layers
 
 import tfqat
 from tfqat import numerics
-from tfqat.errors import ModelError, NotCalibratedError, PlacementError
+from tfqat.errors import ModelError, PlacementError
 from tfqat.models import graph
 from tfqat.quantize import state
-from tfqat.quantize.apply import on_grid, placement_of
+from tfqat.quantize.apply import placement_of, with_fed_weights
 
 POINTS = ["image", "stem/kernel", "stem_relu", "dw/depthwise_kernel", "dw_relu", "project/kernel", "add", "pool", "fc/kernel"]
 LAYERS = [
@@ -187,7 +187,7 @@ def test_strip_like_another_model(net: Any) -> None:
         tfqat.strip(qmodel, like=other(5, "fc"))
 
 
-def test_on_grid_moves_weights_onto_their_codes(net: Any, images: np.ndarray, with_ranges: Callable[[Any], Any]) -> None:
+def test_fed_weights_are_read_from_inputs(net: Any, images: np.ndarray, with_ranges: Callable[[Any], Any]) -> None:
     qmodel = with_ranges(tfqat.quantize_model(net))
     seen: list[str] = []
 
@@ -199,24 +199,31 @@ def test_on_grid_moves_weights_onto_their_codes(net: Any, images: np.ndarray, wi
         seen.append(point.id)
         return Passes(name=f"{point.id}_here")
 
-    model = on_grid(qmodel, passes)
+    model, names = with_fed_weights(qmodel, passes)
     assert sorted(seen) == ["add", "dw_relu", "image", "pool", "stem_relu"]
-    for name, handle in state.handles(qmodel).items():
-        if handle.weight is None:
-            continue
-        codes, scale = state.weight_codes(handle)
-        assert (codes.dtype, codes.min() >= -127, np.max(np.abs(codes))) == (np.int8, True, 127)
-        layer, _, attribute = name.partition("/")
-        moved = getattr(model.get_layer(layer), attribute).numpy()
-        assert np.array_equal(moved, numerics.dequantize(codes, scale, handle.point.spec).numpy())
-        assert not np.array_equal(moved, handle.weight.numpy())
-    state.set_enabled(qmodel, False)
-    assert np.array_equal(tfqat.strip(qmodel)(images).numpy(), net(images).numpy())
+    weights = {name: handle for name, handle in state.handles(qmodel).items() if handle.weight is not None}
+    assert list(names) == list(weights)
+    assert model.input_names == ["image", *names.values()]
+    fed = [weights[name].weight for name in names]
+    assert np.array_equal(model([images, *fed]).numpy(), net(images).numpy())
+    fed[1] = fed[1] * 0
+    assert not np.array_equal(model([images, *fed]).numpy(), net(images).numpy())
+    assert all(isinstance(handle.weight, tf.Variable) for handle in state.handles(qmodel).values() if handle.weight is not None)
 
 
-def test_on_grid_without_ranges(net: Any) -> None:
-    with pytest.raises(NotCalibratedError, match=r"^9 of 9 quantizers of model 'net' have no range"):
-        on_grid(tfqat.quantize_model(net), lambda point: None)
+def test_a_sequential_is_quantized(images: np.ndarray) -> None:
+    model = tf_keras.Sequential([tf_keras.Input((8, 8, 3)), layers.Conv2D(4, 3, name="c"), layers.Flatten(), layers.Dense(2, name="d")])
+    qmodel = tfqat.quantize_model(model)
+    assert [point.id for point in placement_of(qmodel).weights] == ["c/kernel", "d/kernel"]
+    batch = np.ones((2, 8, 8, 3), np.float32)
+    assert np.array_equal(qmodel(batch).numpy(), model(batch).numpy())
+
+
+def test_mixed_precision_is_refused() -> None:
+    given = tf_keras.Input((8, 8, 3))
+    model = tf_keras.Model(given, layers.Conv2D(4, 3, name="c", dtype="mixed_float16")(given), name="half")
+    with pytest.raises(ModelError, match=r"^layer 'c' of model 'half' computes in float16; expected float32"):
+        tfqat.quantize_model(model)
 
 
 def test_placement_is_read_back(net: Any) -> None:

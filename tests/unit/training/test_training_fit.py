@@ -181,3 +181,32 @@ def test_what_stops_it_leaves_the_weights_as_they_were(name: str, tmp_path: Path
     with pytest.raises(TrainingError, match=message):
         tune(qmodel, tmp_path, train=make())
     assert all(np.array_equal(one, other) for one, other in zip(before, qmodel.get_weights(), strict=True))
+
+
+def test_ema_validates_and_keeps_the_averaged_weights(tmp_path: Path) -> None:
+    """By hand: average = 0.99 * average + 0.01 * weights after each step, and the averages become the weights after each epoch."""
+    qmodel = quantized(epochs=1)
+    kernel = qmodel.get_layer("quant_a").layer.kernel
+    average, validated, raw = kernel.numpy(), [], []
+
+    class Record(tf_keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            raw.append(kernel.numpy())
+
+        def on_test_begin(self, logs: Any = None) -> None:
+            validated.append(kernel.numpy())
+
+    averaging = plan(epochs=1, ema=True, disable_phase_callbacks=False)
+    result = tune(qmodel, tmp_path, plan=averaging, callbacks=[Record()])
+    moved = np.abs(raw[-2] - average).max()
+    assert averaging.steps_per_epoch == len(raw) == 24
+    assert moved > 0
+    # 24 steps at momentum 0.99 follow the weights by 1 - 0.99 ** 24 = 0.21 of the way at most.
+    assert 0 < np.abs(validated[0] - average).max() < 0.5 * moved
+    assert np.array_equal(kernel.numpy(), validated[result.best_epoch])
+
+
+def test_ema_without_the_steps_per_epoch_is_an_error(shared: Any) -> None:
+    unknown = qat_plan({"epochs": 10, "batch_size": 64, "learning_rate": 1.0}, {"ema": True, "disable_phase_callbacks": False})
+    with pytest.raises(TrainingError, match=r"^qat\.ema needs the steps per epoch"):
+        qat_compile(shared, unknown, LOSS, ["accuracy"])
