@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
     """Compare a quantized model with the graph that was exported from it.
 
     The graph is run by ONNX Runtime literally, every Q and DQ as it is written. Codes are compared
-    locally (each segment between points is fed Keras's codes), end to end, and between Keras in float32 and in float64: the noise floor.
+    locally (each segment between points is fed Keras's codes), end to end, and between Keras in float32 and the same Keras graph in float64
+    and compiled by XLA: the noise floor.
 
     Args:
         qmodel: the calibrated quantized model.
@@ -91,16 +92,21 @@ class _Codes:
     """A model that returns the tensors that enter its quantizers, and its outputs."""
 
     points: tuple[str, ...]
-    model: Any
+    run: Callable[[Any], Any]
     handles: Mapping[str, state.Handle]
 
     @classmethod
-    def of(cls, qmodel: Any) -> _Codes:
+    def of(cls, qmodel: Any, *, compiled: bool = False) -> _Codes:
         tensors = state.activation_inputs(qmodel)
-        return cls(tuple(tensors), tf_keras.Model(qmodel.inputs, [*tensors.values(), *qmodel.outputs]), state.handles(qmodel))
+        model = tf_keras.Model(qmodel.inputs, [*tensors.values(), *qmodel.outputs])
+
+        def run(inputs: Any) -> Any:
+            return model(inputs, training=False)
+
+        return cls(tuple(tensors), tf.function(run, jit_compile=True) if compiled else run, state.handles(qmodel))
 
     def __call__(self, inputs: Any) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        values = tf.nest.flatten(self.model(inputs, training=False))
+        values = tf.nest.flatten(self.run(inputs))
         codes = {}
         for name, value in zip(self.points, values, strict=False):
             spec = self.handles[name].point.spec
@@ -114,11 +120,12 @@ class _Comparison:
     def __init__(self, qmodel: Any, path: Path) -> None:
         self._keras = _Codes.of(qmodel)
         self._keras64 = _Codes.of(model_graph.as_float64(qmodel))
+        self._compiled: _Codes | None = _Codes.of(qmodel, compiled=True)
         self._whole = runtime.session(cut.observed(str(path), self._keras.points), literal=True)
         self._cut = runtime.session(cut.segmented(str(path), self._keras.points), literal=True)
         self._input_names = [value.name for value in self._whole.get_inputs()]
         self._layouts: dict[str, tuple[int, ...]] = {}
-        self._found: dict[str, list[tuple[CodeDifference, CodeDifference, CodeDifference]]] = {name: [] for name in self._keras.points}
+        self._found: dict[str, list[tuple[CodeDifference, ...]]] = {name: [] for name in self._keras.points}
         self._outputs: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
         self.local_output_difference = 0.0
 
@@ -134,9 +141,11 @@ class _Comparison:
             self._layouts = {name: _layout(codes[name], whole[name]) for name in codes}
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
         local_outputs, local = self._run(self._cut, {**fed, **{f"given/{name}": array for name, array in in_layout.items()}})
+        compiled = self._compiled_codes(inputs)
         for name, array in in_layout.items():
-            floor = CodeDifference.between(codes[name], codes64[name])
-            self._found[name].append((CodeDifference.between(array, local[name]), CodeDifference.between(array, whole[name]), floor))
+            pairs = ((array, local[name]), (array, whole[name]), (codes[name], codes64[name]))
+            xla = CodeDifference.between(codes[name], compiled[name]) if compiled else CodeDifference()
+            self._found[name].append((*(CodeDifference.between(*pair) for pair in pairs), xla))
         self._outputs.append((outputs, onnx_outputs))
         apart = [_relative_difference(one, other) for one, other in zip(outputs, local_outputs, strict=True)]
         self.local_output_difference = float(np.max([self.local_output_difference, *apart]))  # NaN stays
@@ -146,13 +155,24 @@ class _Comparison:
         """The differences of every point over all batches."""
         merged = {name: [CodeDifference.total(kind) for kind in zip(*found, strict=True)] for name, found in self._found.items()}
         return tuple(
-            PointParity(id=name, local=local, end_to_end=whole, noise_floor=floor) for name, (local, whole, floor) in merged.items()
+            PointParity(id=name, local=local, end_to_end=whole, noise_floor=floor, compiled=compiled)
+            for name, (local, whole, floor, compiled) in merged.items()
         )
 
     def output_parity(self) -> OutputParity:
         """The worst of all outputs over all batches."""
         sides = ([np.concatenate(batches) for batches in zip(*side, strict=True)] for side in zip(*self._outputs, strict=True))
         return OutputParity.worst(OutputParity.between(keras, onnx) for keras, onnx in zip(*sides, strict=True))
+
+    def _compiled_codes(self, inputs: Any) -> dict[str, np.ndarray] | None:
+        """Keras's codes as XLA computes them; None if it cannot compile the graph, which is then left out of the noise floor."""
+        if self._compiled is None:
+            return None
+        try:
+            return self._compiled(inputs)[0]
+        except tf.errors.OpError:
+            self._compiled = None
+            return None
 
     def _run(self, session: Any, fed: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
         """The model's own outputs, and the codes by point."""

@@ -62,13 +62,18 @@ def difference(equal: int, *apart: int) -> CodeDifference:
 
 
 def report(
-    *, local: CodeDifference | None = None, whole: CodeDifference | None = None, floor: CodeDifference | None = None, top1: float = 1.0
+    *,
+    local: CodeDifference | None = None,
+    whole: CodeDifference | None = None,
+    floor: CodeDifference | None = None,
+    compiled: CodeDifference | None = None,
+    top1: float = 1.0,
 ) -> ParityReport:
     """Two points: `good` agrees throughout, `other` as given; 20,000 codes together."""
     same = difference(10_000)
     points = (
-        PointParity(id="good", local=same, end_to_end=same, noise_floor=same),
-        PointParity(id="other", local=local or same, end_to_end=whole or same, noise_floor=floor or same),
+        PointParity(id="good", local=same, end_to_end=same, noise_floor=same, compiled=same),
+        PointParity(id="other", local=local or same, end_to_end=whole or same, noise_floor=floor or same, compiled=compiled or same),
     )
     return ParityReport(
         examples=10,
@@ -82,8 +87,11 @@ def report(
 PASSES = {
     "all equal": report(),
     "local at the limit: 99.99% and 1": report(local=difference(9_998, 1, 1)),
-    "end to end at 1.5 times the floor": report(floor=difference(9_980, *[4] * 20), whole=difference(9_970, *[6] * 30)),
-    "end to end without any floor: what local is allowed": report(whole=difference(9_998, 1, 1)),
+    "end to end at 1.5 times the floor": report(floor=difference(9_880, *[4] * 120), whole=difference(9_820, *[6] * 180)),
+    "end to end at 1.5 times what XLA differs by": report(
+        floor=difference(9_940, *[2] * 60), compiled=difference(9_880, *[4] * 120), whole=difference(9_820, *[6] * 180)
+    ),
+    "end to end without any floor: a hundred codes of few": report(whole=difference(9_900, *[1] * 100)),
     "top-1 at the limit": report(top1=0.998),
 }
 
@@ -101,12 +109,14 @@ FAILS = {
     ),
     "local, too far": (report(local=difference(9_999, 2)), "local: 99.99500% equal, largest difference 2; worst at 'other' (99.99000%)"),
     "end to end, too many": (
-        report(floor=difference(9_980, *[4] * 20), whole=difference(9_969, *[4] * 31)),
-        "end to end: 99.8450% equal, largest difference 4; noise floor 99.9000%, 4, of which 1.5 times is allowed",
+        report(floor=difference(9_880, *[4] * 120), whole=difference(9_819, *[4] * 181)),
+        "end to end: 99.0950% equal, largest difference 4; noise floor 99.4000%, 4 (float64), "
+        "100.0000%, 0 (XLA); 1.5 times the larger is allowed",
     ),
     "end to end, too far": (
         report(floor=difference(9_980, *[4] * 20), whole=difference(9_980, *[7] * 20)),
-        "end to end: 99.9000% equal, largest difference 7; noise floor 99.9000%, 4, of which 1.5 times is allowed",
+        "end to end: 99.9000% equal, largest difference 7; noise floor 99.9000%, 4 (float64), "
+        "100.0000%, 0 (XLA); 1.5 times the larger is allowed",
     ),
     "top-1": (report(top1=0.9979), "outputs: the largest entry is the same on 99.79%, expected 99.8%"),
     "a rule of the structure": (
