@@ -27,8 +27,15 @@ class RunDirectory:
         self._manifest = manifest
 
     @classmethod
-    def create(cls, parent: Path, name: str, *, recipe_hash: str, seed: int) -> RunDirectory:
+    def create(cls, parent: Path, name: str, *, recipe_hash: str, seed: int, recipe_folder: Path) -> RunDirectory:
         """Make a new directory.
+
+        Args:
+            parent: the folder that gets it.
+            name: what its name begins with.
+            recipe_hash: of the resolved recipe.
+            seed: of the run.
+            recipe_folder: where the recipe lies; with the working directory, which is kept too, it is where relative paths were found.
 
         Raises:
             RunDirectoryError: the parent cannot be made or written.
@@ -42,9 +49,15 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"cannot make a run directory in {parent}: {error.strerror or error}; choose another with --out"
             ) from error
-        directory = cls(
-            path, {"recipe_hash": recipe_hash, "seed": seed, "started": started.isoformat(timespec="seconds"), "versions": versions()}
-        )
+        manifest = {
+            "recipe_hash": recipe_hash,
+            "seed": seed,
+            "recipe_folder": str(recipe_folder.resolve()),
+            "working_directory": str(Path.cwd()),
+            "started": started.isoformat(timespec="seconds"),
+            "versions": versions(),
+        }
+        directory = cls(path, manifest)
         directory.mark("running", stage="load")
         return directory
 

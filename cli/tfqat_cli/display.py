@@ -43,7 +43,7 @@ class Stages:
     def message(self, text: str) -> None:
         """One line between the bars."""
         style = "yellow" if text.startswith("warning") else None
-        self._console.print(f"  {text}", style=style, markup=False, highlight=False)
+        self._console.print(f"  {text}", style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def placement_table(placement: Placement) -> Table:
@@ -81,7 +81,7 @@ _STAGES = (("float", "float"), ("ptq", "PTQ"), ("qat", "QAT"), ("onnx", "ONNX, a
 
 
 def parity_table(parity: ParityReport) -> Table:
-    """The three comparisons of int8 codes."""
+    """The three comparisons of int8 codes, and those of the outputs."""
     table = Table(title=f"Parity with ONNX Runtime on {parity.examples} examples")
     for column in ("comparison", "equal codes", "largest difference"):
         table.add_column(column, justify="left" if column == "comparison" else "right")
@@ -89,10 +89,12 @@ def parity_table(parity: ParityReport) -> Table:
         ("local: each segment fed the same codes", parity.local),
         ("end to end", parity.end_to_end),
         ("noise floor: float32 against float64", parity.noise_floor),
+        ("noise floor: float32 against XLA", parity.compiled),
     )
     for label, difference in rows:
         table.add_row(label, f"{difference.equal:.5%}", str(difference.max_difference))
     table.add_section()
+    table.add_row("local outputs, of the largest one", "", f"{parity.local_output_difference:.2g}")
     table.add_row("outputs: same largest entry", f"{parity.outputs.top1_agreement:.2%}", f"{parity.outputs.max_abs_difference:.3g}")
     table.add_row("rules of the exported form", f"{sum(check.passed for check in parity.structure)} of {len(parity.structure)}", "")
     return table

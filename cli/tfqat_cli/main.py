@@ -44,13 +44,13 @@ def main() -> None:
     try:
         code = app(prog_name="tfqat", standalone_mode=False)
     except TfqatError as error:
-        _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = _TYPER_INTERRUPTED
+        _fail("\n".join([str(error), *getattr(error, "__notes__", ())]))
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _fail("; ".join(["interrupted", *error.args]))
     except Exception as error:
         _fail_usage(error)
     if code == _TYPER_INTERRUPTED:
-        _fail("interrupted; what the run had made is kept in its directory, whose manifest.json says `incomplete`")
+        _fail("interrupted")
     sys.exit(code)
 
 

@@ -78,7 +78,7 @@ def test_metrics(tiny_run: Any) -> None:
     assert metrics["size_bytes"]["float_onnx"] == (tiny_run.directory / "float.onnx").stat().st_size
     assert set(metrics["latency_ms"]) == {"onnx_float", "onnx_int8"}
     assert all(value > 0 for value in metrics["latency_ms"].values())
-    stages = {"float", "calibrate", "ptq", "qat", "export", "onnx", "onnx_deployed", "latency", "verify", "compile", "report"}
+    stages = {"float", "calibrate", "ptq", "qat", "export", "onnx", "latency", "verify", "compile", "report"}
     assert set(metrics["seconds"]) == stages
 
 
@@ -290,14 +290,14 @@ def test_a_run_writes_in_its_own_folder_only(tiny_run: Any, tiny_project: Path) 
 
 
 def test_run_directories_of_one_second_do_not_meet(tmp_path: Path) -> None:
-    made = [RunDirectory.create(tmp_path, "x", recipe_hash="h", seed=0) for _ in range(4)]
+    made = [RunDirectory.create(tmp_path, "x", recipe_hash="h", seed=0, recipe_folder=tmp_path) for _ in range(4)]
     assert len({directory.path for directory in made}) == 4
     (made[0].path / "kept").write_text("1")
-    RunDirectory.create(tmp_path, "x", recipe_hash="h", seed=0)
+    RunDirectory.create(tmp_path, "x", recipe_hash="h", seed=0, recipe_folder=tmp_path)
     assert (made[0].path / "kept").read_text() == "1"
 
 
 def test_a_run_directory_below_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match=r"cannot make a run directory in .*file/runs: Not a directory; choose another with --out"):
-        RunDirectory.create(tmp_path / "file" / "runs", "x", recipe_hash="h", seed=0)
+        RunDirectory.create(tmp_path / "file" / "runs", "x", recipe_hash="h", seed=0, recipe_folder=tmp_path)

@@ -31,7 +31,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def create(parent: Path, name: str = "fashion_mnist") -> RunDirectory:
-    return RunDirectory.create(parent, name, recipe_hash="abc123", seed=7)
+    return RunDirectory.create(parent, name, recipe_hash="abc123", seed=7, recipe_folder=Path("recipes"))
 
 
 def manifest(directory: RunDirectory) -> dict[str, Any]:
@@ -80,6 +80,8 @@ def test_the_manifest_of_a_new_run(frozen: None, tmp_path: Path) -> None:
     assert manifest(create(tmp_path)) == {
         "recipe_hash": "abc123",
         "seed": 7,
+        "recipe_folder": str(Path("recipes").resolve()),
+        "working_directory": str(Path.cwd()),
         "started": "2025-03-04T05:06:07+00:00",
         "changed": "2025-03-04T05:06:07+00:00",
         "status": "running",

@@ -133,7 +133,10 @@ KINDS = ("local", "end_to_end", "floor")
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """`parity.json`: agreements by kind (local, end_to_end, floor), for the whole graph and for each QPoint."""
+    """`parity.json`: agreements by kind (local, end_to_end, floor), for the whole graph (there `compiled` too) and for each QPoint.
+
+    `local_output_difference` is that of the outputs from the same codes, as a share of the largest output; None if not measured.
+    """
 
     examples: int
     passed: bool
@@ -142,11 +145,12 @@ class Parity:
     outputs: Mapping[str, float]
     structure: tuple[StructureCheck, ...]
     limits: Mapping[str, Any]
+    local_output_difference: float | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Parity:
         """Reads the JSON object."""
-        names = zip(KINDS, ("local", "end_to_end", "noise_floor"), strict=True)
+        names = (*zip(KINDS, ("local", "end_to_end", "noise_floor"), strict=True), ("compiled", "compiled"))
         checks = data.get("structure") or ()
         return cls(
             examples=data["examples"],
@@ -156,6 +160,7 @@ class Parity:
             outputs=_numbers(data.get("outputs")),
             structure=tuple(StructureCheck(rule=row["rule"], passed=bool(row["passed"]), detail=row.get("detail") or "") for row in checks),
             limits=data.get("limits") or {},
+            local_output_difference=data.get("local_output_difference"),
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from tfqat.datasets import reason_of
 from tfqat.errors import RecipeError, nearest
 from tfqat.recipe.schema import LossConfig
 
@@ -63,28 +64,71 @@ def _metric_problem(name: str) -> str:
     return ""
 
 
-def evaluate(model: Any, dataset: Any, *, loss: Any, metrics: Sequence[str], callbacks: Sequence[Any] = ()) -> dict[str, float]:
-    """Loss and metrics of a model over a data set of (inputs, labels); the model is compiled with them."""
-    model.compile(loss=loss, metrics=list(metrics))
+def evaluate(
+    model: Any, dataset: Any, *, loss: Any, metrics: Sequence[str], callbacks: Sequence[Any] = (), eager: bool = False
+) -> dict[str, float]:
+    """Loss and metrics of a model over a data set of (inputs, labels) or (inputs, labels, sample weights); the model is compiled with them.
+
+    Sample weights weigh the loss; metrics count every example alike. `eager` runs without a graph, which takes longer and says
+    clearly what does not fit.
+    """
+    model.compile(loss=loss, metrics=list(metrics), weighted_metrics=[], run_eagerly=eager)
     values = model.evaluate(dataset, verbose=0, return_dict=True, callbacks=list(callbacks))
     return {name: float(value) for name, value in values.items()}
 
 
 def evaluate_outputs(
-    outputs: Sequence[np.ndarray], dataset: Any, *, loss: Any, metrics: Sequence[str], names: Sequence[str] | None = None
+    outputs: Sequence[np.ndarray],
+    targets: tuple[Any, ...],
+    *,
+    loss: Any,
+    metrics: Sequence[str],
+    names: Sequence[str] | None = None,
+    eager: bool = False,
 ) -> dict[str, float]:
-    """Loss and metrics of outputs that were computed elsewhere, with the labels of a data set of (inputs, labels).
+    """Loss and metrics of outputs that were computed elsewhere.
 
     Args:
-        outputs: the model's outputs, each (examples, ...), in the order of the data set.
-        dataset: batches of (inputs, labels) or (inputs, labels, sample weights).
+        outputs: the model's outputs, each (examples, ...).
+        targets: (labels,) or (labels, sample weights) of the same examples in the same order; the labels of several outputs are
+            a tuple, or a mapping by name.
+        loss: a Keras loss.
+        metrics: Keras metrics.
         names: the names of the outputs, `model.output_names`: with several outputs they are parts of the results' names.
+        eager: as for `evaluate`.
     """
     names = names or [f"output_{number}" for number in range(len(outputs))]
     given = [tf_keras.Input(output.shape[1:], dtype=output.dtype) for output in outputs]
     passed = [tf_keras.layers.Activation("linear", name=name)(tensor) for name, tensor in zip(names, given, strict=True)]
     proxy = tf_keras.Model(given, passed[0] if len(passed) == 1 else passed)
     values = outputs[0] if len(outputs) == 1 else tuple(outputs)
-    labels = dataset.map(lambda inputs, *labels: labels).unbatch()
-    labelled = tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(values), labels)).map(lambda value, labels: (value, *labels))
-    return evaluate(proxy, labelled.batch(256), loss=loss, metrics=metrics)
+    labelled = tf.data.Dataset.from_tensor_slices((values, *targets)).batch(256)
+    return evaluate(proxy, labelled, loss=loss, metrics=metrics, eager=eager)
+
+
+def check_fit(model: Any, batch: Any, *, loss: Any, metrics: Sequence[str], where: str) -> None:
+    """Try the loss and each metric on one batch of (inputs, labels, ...), before a run depends on them.
+
+    Raises:
+        RecipeError: one of them does not take these labels with the model's outputs; all that do not are named.
+    """
+    inputs, *targets = batch
+    outputs = [output.numpy() for output in tf.nest.flatten(model(inputs, training=False))]
+    shapes = f"outputs of shape {_shapes(outputs)} and labels of shape {_shapes(tf.nest.flatten(targets[0]))}, those of {where}"
+
+    def problem(key: str, what: str, tried: Sequence[str]) -> str:
+        try:
+            evaluate_outputs(outputs, tuple(targets), loss=loss, metrics=tried, names=model.output_names, eager=True)
+        except Exception as error:  # Keras and TensorFlow raise a dozen types where shapes or values do not fit
+            return f"{key}: {what} does not take {shapes}: {reason_of(error)}"
+        return ""
+
+    found = [problem("training.loss", getattr(loss, "name", str(loss)), [])]
+    if not found[0]:
+        found = [problem("training.metrics", repr(name), [name]) for name in metrics]
+    if any(found):
+        raise RecipeError(text for text in found if text)
+
+
+def _shapes(values: Sequence[Any]) -> str:
+    return ", ".join(str(tuple(value.shape)) for value in values)

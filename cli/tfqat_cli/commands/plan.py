@@ -10,15 +10,16 @@ def plan(recipe: RecipePath, set_: Overrides = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tfqat.models.load import load_model
-    from tfqat.placement import planner
     from tfqat.recipe.load import load_recipe
-    from tfqat.recipe.modifiers import qat_plan
-    from tfqat.recipe.references import resolve_path
     from tfqat_cli import display
 
     loaded = load_recipe(recipe, set_ or ())
-    model = load_model(resolve_path(loaded.model.source, recipe.parent))
+    # After the recipe has been read: these start TensorFlow, which takes seconds.
+    from tfqat.inputs import Origin, load_recipe_model
+    from tfqat.placement import planner
+    from tfqat.recipe.modifiers import qat_plan
+
+    model = load_recipe_model(loaded, Origin(file=str(recipe), folder=recipe.parent))
     console = Console()
     console.print(display.placement_table(planner.plan(model, loaded.quantization)))
     if loaded.ptq_only:

@@ -1,13 +1,18 @@
-"""`tfqat run RECIPE`: the main job."""
+"""`tfqat run RECIPE`: the main job; exit code 1 if its graph is not proven."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tfqat_cli.options import Overrides, RecipePath
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tfqat.pipeline import RunResult
 
 
 def run(
@@ -18,27 +23,45 @@ def run(
     """Quantize, calibrate, fine-tune, export, prove and compile a model, as the recipe says."""
     from rich.console import Console
 
+    from tfqat.recipe.load import load_recipe
     from tfqat_cli import display
 
+    load_recipe(recipe, set_ or ())  # what is wrong with it is said before TensorFlow starts, which takes seconds
     console = Console()
     stages = display.Stages(console)
     with stages.stage("Start TensorFlow"):
         from tfqat import pipeline
-    result = pipeline.run(
-        recipe,
-        overrides=set_ or (),
-        out=out,
-        progress=stages,
-        on_placement=lambda placement: console.print(display.placement_table(placement)),
-    )
+    try:
+        result = pipeline.run(
+            recipe,
+            overrides=set_ or (),
+            out=out,
+            progress=stages,
+            on_placement=lambda placement: console.print(display.placement_table(placement)),
+        )
+    except KeyboardInterrupt as interrupt:  # Typer ends on it with an exit code alone, without the note where the run is kept
+        raise typer.Abort(*getattr(interrupt, "__notes__", ())) from interrupt
+    _print(console, result)
+    raise typer.Exit(0 if result.parity.passed else 1)
+
+
+def _print(console: Console, result: RunResult) -> None:
+    from tfqat_cli import display
+
     console.print(display.summary_table(result.metrics))
     console.print(display.parity_table(result.parity))
     sizes = result.metrics["size_bytes"]
     ratio = sizes["model_onnx"] / sizes["float_onnx"]
-    console.print(f"Exported:  {result.exported.upper()}, {sizes['model_onnx']:,} bytes, {ratio:.3f} of the float graph")
-    proof = "proven" if result.parity.passed else f"NOT proven: {'; '.join(result.parity.failures)}"
-    console.print(f"Parity:    {proof}", markup=False)
-    console.print(f"Engine:    {result.engine.message or result.engine.status}", markup=False)
+
+    def line(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    line(f"Exported:  {result.exported.upper()}, {sizes['model_onnx']:,} bytes, {ratio:.3f} of the float graph")
+    if result.parity.passed:
+        line("Parity:    proven")
+    else:
+        line(f"Parity:    NOT proven: {'; '.join(result.parity.failures)}", style="bold red")
+    line(f"Engine:    {result.engine.message or result.engine.status}")
     for warning in result.metrics["warnings"]:
-        console.print(f"Warning:   {warning}", style="yellow", markup=False, highlight=False)
-    console.print(f"Report:    {result.directory / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        line(f"Warning:   {warning}", style="yellow")
+    line(f"Report:    {result.directory / 'report.html'}")

@@ -18,24 +18,14 @@ def verify(
     """Compare an exported graph with the model it came from: rules, int8 codes at every point, outputs."""
     from rich.console import Console
 
-    from tfqat.datasets import load_dataset
-    from tfqat.export.verify import verify as prove
-    from tfqat.models.load import load_model
-    from tfqat.recipe.load import load_recipe
-    from tfqat.recipe.references import load_reference
-    from tfqat.run_directory import exported_model, read_json
+    from tfqat.verify_run import verify_run
     from tfqat_cli import display
 
-    console = Console()
-    model = load_model(run_directory / exported_model(read_json(run_directory, "metrics.json")))
-    recipe = load_recipe(run_directory / "recipe.yaml")
-    reference = recipe.data.test_reference
-    load = load_reference(reference, base=run_directory.resolve())
-    dataset = load_dataset(load, reference=reference, batch_size=recipe.training.batch_size, model=model)
-    report = prove(model, onnx or run_directory / "model.onnx", dataset, examples=examples)
+    report = verify_run(run_directory, onnx, examples=examples)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=1))
     else:
+        console = Console()
         console.print(display.parity_table(report))
         for check in report.structure:
             console.print(

@@ -11,7 +11,7 @@ import tf_keras
 
 from tfqat.errors import RecipeError
 from tfqat.recipe.schema import LossConfig
-from tfqat.training.evaluate import check_metrics, evaluate, evaluate_outputs, make_loss
+from tfqat.training.evaluate import check_fit, check_metrics, evaluate, evaluate_outputs, make_loss
 
 RNG = np.random.default_rng(1)
 EXAMPLES = np.float32(RNG.normal(size=(300, 4)))
@@ -73,7 +73,7 @@ def test_the_outputs_of_a_model_give_what_the_model_gives(name: str) -> None:
     own = evaluate(model, data(*parts), loss=LOSS, metrics=["accuracy"])
     predicted = model.predict(EXAMPLES, verbose=0)
     arrays = [predicted] if outputs == 1 else predicted
-    found = evaluate_outputs(arrays, data(*parts), loss=LOSS, metrics=["accuracy"], names=model.output_names)
+    found = evaluate_outputs(arrays, parts, loss=LOSS, metrics=["accuracy"], names=model.output_names)
     assert found == pytest.approx(own, abs=1e-6)
     assert list(found) == list(own) and len(own) == (2 if outputs == 1 else 5)
 
@@ -82,17 +82,36 @@ def test_outputs_without_names_have_names_that_do_not_change() -> None:
     predicted = network(2).predict(EXAMPLES, verbose=0)
     names = {"loss", "output_0_loss", "output_1_loss", "output_0_accuracy", "output_1_accuracy"}
     for _ in range(2):
-        assert set(evaluate_outputs(predicted, data((LABELS, OTHER)), loss=LOSS, metrics=["accuracy"])) == names
+        assert set(evaluate_outputs(predicted, ((LABELS, OTHER),), loss=LOSS, metrics=["accuracy"])) == names
 
 
 def test_outputs_are_matched_with_their_labels_in_order() -> None:
     perfect = np.eye(3, dtype=np.float32)[LABELS]
-    for batch_size in (1, 7, 300):
-        labelled = data(LABELS, batch_size=batch_size)
-        assert evaluate_outputs([perfect], labelled, loss=LOSS, metrics=["accuracy"])["accuracy"] == 1.0
-        share = float(np.mean(LABELS[::-1] == LABELS))
-        shuffled = evaluate_outputs([perfect[::-1]], labelled, loss=LOSS, metrics=["accuracy"])
-        assert shuffled["accuracy"] == pytest.approx(share)
+    assert evaluate_outputs([perfect], (LABELS,), loss=LOSS, metrics=["accuracy"])["accuracy"] == 1.0
+    share = float(np.mean(LABELS[::-1] == LABELS))
+    assert evaluate_outputs([perfect[::-1]], (LABELS,), loss=LOSS, metrics=["accuracy"])["accuracy"] == pytest.approx(share)
+
+
+def test_labels_and_metrics_that_fit_are_accepted() -> None:
+    check_fit(network(1), (EXAMPLES[:8], LABELS[:8]), loss=LOSS, metrics=["accuracy"], where="data.py:validation")
+    check_fit(network(2), (EXAMPLES[:8], (LABELS[:8], OTHER[:8])), loss=LOSS, metrics=["accuracy"], where="data.py:validation")
+
+
+@pytest.mark.parametrize(
+    ("labels", "metrics", "message"),
+    [
+        (
+            np.eye(3, dtype=np.float32)[LABELS[:8]],
+            ["accuracy"],
+            r"^training\.loss: .* does not take outputs of shape \(8, 3\)",
+        ),
+        (LABELS[:8], ["accuracy", "AUC"], r"^training\.metrics: 'AUC' does not take outputs of shape \(8, 3\)"),
+    ],
+    ids=["one-hot labels", "a metric of binary outputs"],
+)
+def test_labels_and_metrics_that_do_not_fit_are_refused(labels: Any, metrics: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_fit(network(1), (EXAMPLES[:8], labels), loss=LOSS, metrics=metrics, where="data.py:validation")
 
 
 LOSSES = {

@@ -1,0 +1,145 @@
+"""Everything that a recipe names, loaded and checked before anything is written: the model, its placement, the data, the schedule."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tfqat.datasets import Data, check_labelled, load_dataset, read_through
+from tfqat.errors import DataError, RecipeError
+from tfqat.placement.plan import Placement
+from tfqat.placement.planner import plan
+from tfqat.quantize.load import load_model
+from tfqat.recipe.modifiers import QatPlan, qat_plan
+from tfqat.recipe.references import load_reference, resolve_path
+from tfqat.recipe.schema import Recipe
+from tfqat.training.evaluate import check_fit, check_metrics, make_loss
+
+Split = Literal["train", "validation", "calibration", "test"]
+_FALLBACK: dict[Split, Split] = {"calibration": "train", "test": "validation"}  # the split that stands for one which is not given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a recipe comes from: the file that messages cite, and the folder that its relative paths are also looked for from."""
+
+    file: str
+    folder: Path
+
+    @contextlib.contextmanager
+    def citing(self, key: str) -> Iterator[None]:
+        """Puts the recipe and its key before what is wrong with the value: `recipes/x.yaml: model.source: ...`.
+
+        Raises:
+            RecipeError, DataError: as raised within the block.
+        """
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError(f"{self.cite(key)}: {problem}" for problem in error.problems) from error
+        except DataError as error:
+            raise DataError(f"{self.cite(key)}: {error}") from error
+
+    def cite(self, key: str) -> str:
+        """A key of the recipe, after the name of its file."""
+        return f"{self.file}: {key}" if self.file else key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a run works on. `test` is the object `validation` itself where the recipe gives no other."""
+
+    recipe: Recipe
+    model: Any
+    placement: Placement
+    train: Data | None
+    validation: Data
+    calibration: Data
+    test: Data
+    loss: Any
+    schedule: QatPlan | None
+
+
+def load_inputs(recipe: Recipe, origin: Origin, advance: Callable[[], None] = lambda: None) -> Inputs:
+    """Load what a recipe names, read the data through once, and try the loss and the metrics on it.
+
+    Args:
+        recipe: the recipe.
+        origin: where it comes from.
+        advance: called for each batch that is read.
+
+    Raises:
+        TfqatError: something is missing, corrupt or does not fit.
+    """
+    loss = make_loss(recipe.training.loss)
+    check_metrics(recipe.training.metrics)
+    model = load_recipe_model(recipe, origin)
+    placement = plan(model, recipe.quantization)
+    schedule = None if recipe.ptq_only else qat_plan(recipe.training, recipe.qat)
+    loaded: dict[str, Data] = {}  # by reference: what two keys name is loaded and read once
+
+    def labelled(split: Split, **limits: Any) -> Data:
+        key, reference = given(recipe, split)
+        if reference not in loaded:
+            data = load_data(recipe, split, origin, model)
+            check_labelled(model, data.first, where=f"{data.name}: batch 0")
+            check_fit(model, data.first, loss=loss, metrics=recipe.training.metrics, where=f"data.{key}")
+            loaded[reference] = read_through(data, model, advance=advance, **limits)
+        return loaded[reference]
+
+    validation, test = labelled("validation"), labelled("test")
+    train = None if schedule is None else labelled("train", **_limits(schedule))
+    if schedule is not None and train is not None and schedule.steps_per_epoch is None:
+        schedule = qat_plan(recipe.training, recipe.qat, examples=train.examples)
+    return Inputs(
+        recipe=recipe,
+        model=model,
+        placement=placement,
+        train=train,
+        validation=validation,
+        calibration=loaded.get(given(recipe, "calibration")[1]) or load_data(recipe, "calibration", origin, model),
+        test=test,
+        loss=loss,
+        schedule=schedule,
+    )
+
+
+def load_recipe_model(recipe: Recipe, origin: Origin) -> Any:
+    """The model that a recipe names.
+
+    Raises:
+        RecipeError: there is no such file; says which key names it and where it was looked for.
+        ModelError: it is corrupt, or of a kind that tfqat cannot take.
+    """
+    with origin.citing("model.source"):
+        path = resolve_path(recipe.model.source, origin.folder)
+    return load_model(path)
+
+
+def load_data(recipe: Recipe, split: Split, origin: Origin, model: Any) -> Data:
+    """The data that a recipe gives for a split, checked on its first batch.
+
+    Raises:
+        DataError: the reference cannot be imported or called, or returns no data for this model; names the recipe's key.
+    """
+    key, reference = given(recipe, split)
+    with origin.citing(f"data.{key}"):
+        load = load_reference(reference, base=origin.folder)
+    name = f"{origin.cite(f'data.{key}')}: {reference}"
+    return load_dataset(load, name=name, batch_size=recipe.training.batch_size, model=model)
+
+
+def given(recipe: Recipe, split: Split) -> tuple[str, str]:
+    """The key and the reference of a split, or those of the one that stands for it where the recipe leaves it out."""
+    key = split if getattr(recipe.data, split) else _FALLBACK[split]
+    return key, getattr(recipe.data, key)
+
+
+def _limits(schedule: QatPlan) -> dict[str, Any]:
+    """How much of the training data is read: all of it to count it, or one epoch where its steps are given."""
+    if schedule.steps_per_epoch is None:
+        return {"remedy": "remove .repeat(), or set training.steps_per_epoch"}
+    return {"examples": schedule.steps_per_epoch * schedule.batch_size}

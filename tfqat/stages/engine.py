@@ -1,0 +1,48 @@
+"""From the graph to an engine, if the recipe wants one and a backend is there; a failed build does not cost the run."""
+
+from __future__ import annotations
+
+from tfqat import files
+from tfqat.engines.compile import compile_engine
+from tfqat.engines.report import EngineReport
+from tfqat.errors import EngineError
+from tfqat.export.onnx import ExportReport
+from tfqat.stages.under_way import Run
+
+
+def build(run: Run, export: ExportReport) -> EngineReport:
+    """Build the engines, or say why there are none, and warn of each quantized layer that does not run Int8 x Int8."""
+    settings = run.inputs.recipe.compile
+    with run.stage("compile", "Build engines"):
+        report = (
+            _compile(run, export)
+            if settings.enabled and settings.backend != "none"
+            else _no_engine("the recipe switches the engine stage off")
+        )
+    files.write_json(run.directory / "engine.json", report.to_dict())
+    for target in report.targets:
+        run.metrics["size_bytes"][f"engine_{target.target.lower()}"] = target.size_bytes
+    for target_name, layer in report.float_layers([point.source for point in run.inputs.placement.weights]):
+        run.warn(f"engine {target_name}: layer {layer} does not run Int8 x Int8")
+    if report.status == "not_run":
+        run.say(f"no engine: {report.message}")
+    return report
+
+
+def _compile(run: Run, export: ExportReport) -> EngineReport:
+    settings = run.inputs.recipe.compile
+    try:
+        return compile_engine(
+            export.path,
+            run.directory / "model.plan",
+            settings.backend,
+            compute_capabilities=settings.compute_capabilities,
+            batch=settings.batch,
+        )
+    except EngineError as error:  # the graph is good and proven; a failed build must not cost the user the run
+        run.warn(f"the engine could not be built: {error}")
+        return _no_engine(str(error))
+
+
+def _no_engine(message: str) -> EngineReport:
+    return EngineReport(backend="none", version="", status="not_run", message=message, targets=())

@@ -1,0 +1,93 @@
+"""A run under way: where it writes, what it has measured, and whom it tells."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfqat import files
+from tfqat.datasets import Data, reading
+from tfqat.errors import TfqatError
+from tfqat.inputs import Inputs
+from tfqat.progress import Advance, Progress
+from tfqat.run_directory import RunDirectory
+from tfqat.training.callbacks import Ticker
+from tfqat.training.evaluate import evaluate
+
+_DIGITS = 6
+
+
+@dataclass
+class Run:
+    """What the stages of one run share. `measured` holds every value as it was computed; `metrics.json` has it rounded."""
+
+    directory: RunDirectory
+    inputs: Inputs
+    progress: Progress
+    write_log: Callable[[str], None]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, dict[str, float]] = field(default_factory=dict)
+    stage_name: str = "load"
+
+    @contextmanager
+    def stage(self, name: str, title: str, total: int | None = None) -> Iterator[Advance]:
+        """Enter a stage: the manifest, the log and the progress display name it, and its seconds go to `metrics.json`."""
+        self.stage_name = name
+        self.directory.mark("running", stage=name)
+        self.write_log(title)
+        started, seconds = time.perf_counter(), self.metrics["seconds"]
+        try:
+            with self.progress.stage(title, total) as advance:
+                yield advance
+        finally:
+            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
+
+    def say(self, text: str) -> None:
+        """Tell the log and the user."""
+        self.write_log(text)
+        self.progress.message(text)
+
+    def warn(self, text: str) -> None:
+        """Tell the log, the user and `metrics.json`."""
+        self.metrics["warnings"].append(text)
+        self.say(f"warning: {text}")
+
+    def measure(self, name: str, values: dict[str, float]) -> None:
+        """Keep the values of a stage, and write them rounded."""
+        self.measured[name] = values
+        self.metrics[name] = {metric: round(value, _DIGITS) for metric, value in values.items()}
+        self.write_log(f"{name}: {self.metrics[name]}")
+        self.save_metrics()
+
+    def evaluate(self, name: str, title: str, model: Any, data: Data) -> dict[str, float]:
+        """Loss and metrics of a Keras model over a data set, as a stage of their own."""
+        metrics = self.inputs.recipe.training.metrics
+        with self.stage(name, title, data.batches) as advance, reading(data.name):
+            return evaluate(model, data.dataset, loss=self.inputs.loss, metrics=metrics, callbacks=[Ticker(on_test=advance)])
+
+    def save_metrics(self) -> None:
+        """Write `metrics.json`."""
+        files.write_json(self.directory / "metrics.json", self.metrics)
+
+    def save_model(self, model: Any, name: str) -> None:
+        """Write a Keras model."""
+        with files.replacing(self.directory / name) as temporary:
+            model.save(temporary)
+        self.metrics.setdefault("files", []).append(name)
+
+    @property
+    def first_metric(self) -> str:
+        """The metric that decides; the loss if there is no other."""
+        return next((name for name in self.measured["float"] if name != "loss"), "loss")
+
+    def give_up(self, error: BaseException) -> None:
+        """Leave nothing if there is no result yet; else keep what there is, mark it, and have the error say where it lies."""
+        self.write_log(f"stopped in stage {self.stage_name}: {type(error).__name__}: {error}")
+        if isinstance(error, TfqatError) and not (self.directory / "calibration.json").exists():
+            self.directory.discard()
+            return
+        self.directory.mark("incomplete", stage=self.stage_name)
+        error.add_note(f"what the run had made is kept in {self.directory.path}, whose manifest.json says `incomplete`")

@@ -1,0 +1,52 @@
+"""Proves the graph of a finished run again: the model, the graph and the test data are found from the run directory alone."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from tfqat.errors import DataError
+from tfqat.export.parity import ParityReport
+from tfqat.export.verify import verify
+from tfqat.inputs import Origin, load_data
+from tfqat.quantize.load import load_model
+from tfqat.recipe.load import load_recipe
+from tfqat.run_directory import MANIFEST, exported_model, read_json
+
+
+def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int = 1000) -> ParityReport:
+    """Compare an exported graph with the model that a run exported, on the run's test data.
+
+    Relative paths of the recipe are looked for from where the run was started and from where its recipe lay; if they are not there any
+    more, from the working directory and from the run directory. Code that the recipe names runs with the working directory of the run.
+
+    Args:
+        run_directory: the directory of a run.
+        onnx: the graph; None takes the run's own.
+        examples: how many examples to compare.
+
+    Raises:
+        TfqatError: the directory holds no run that came this far, the data cannot be loaded, or the graph is of another model.
+    """
+    directory = run_directory.resolve()
+    path = onnx.resolve() if onnx else directory / "model.onnx"
+    model = load_model(directory / exported_model(read_json(directory, "metrics.json")))
+    recipe = load_recipe(directory / "recipe.yaml")
+    failures: list[DataError] = []
+    for working_directory, origin in _places(directory):
+        with contextlib.chdir(working_directory):
+            try:
+                data = load_data(recipe, "test", origin, model)
+            except DataError as error:
+                failures.append(error)
+                continue
+            return verify(model, path, data, examples=examples)
+    raise failures[0]
+
+
+def _places(directory: Path) -> list[tuple[Path, Origin]]:
+    """Where the run was made, if that is still there, and where we are now: the working directory and the recipe's folder."""
+    manifest, file = read_json(directory, MANIFEST), str(directory / "recipe.yaml")
+    recorded = Path(manifest.get("working_directory", "")), Path(manifest.get("recipe_folder", ""))
+    places = [recorded] if all(folder.is_absolute() and folder.is_dir() for folder in recorded) else []
+    return [(working, Origin(file=file, folder=folder)) for working, folder in [*places, (Path.cwd(), directory)]]
