@@ -62,7 +62,8 @@ def export_onnx(
     activations = [handle.point for handle in handles.values() if handle.weight is None]
     _check_widths(activations)
     markers = {point.id: tf2onnx_adapter.Marker(point, ranges[point.id], number=number) for number, point in enumerate(activations)}
-    model, weight_inputs = with_fed_weights(qmodel, lambda point: markers[point.id])
+    with tf2onnx_adapter.quiet_converters():
+        model, weight_inputs = with_fed_weights(qmodel, lambda point: markers[point.id])
     converted = tf2onnx_adapter.convert(model, opset=opset, markers=tuple(markers.values()))
     graph = converted.graph
     quantize_weights(graph, [_weight_input(handles[point], name) for point, name in weight_inputs.items()])

@@ -70,7 +70,7 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
         optimizers = {name: factory for name, factory in optimizers.items() if name not in _HARMFUL_OPTIMIZERS}
     signature = [tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in tf.nest.flatten(model.inputs)]
     foreign: list[str] = []
-    with _quiet_tf2onnx(), _inlined_grouped_convolutions(model):
+    with quiet_converters(), _inlined_grouped_convolutions(model):
         proto, _ = tf2onnx.convert.from_keras(
             model,
             input_signature=signature,
@@ -140,8 +140,11 @@ def _check_no_tensorflow_ops(proto: onnx.ModelProto) -> None:
         ) from error
 
 
-class _quiet_tf2onnx:  # noqa: N801 - used as a function
-    """Keeps tf2onnx's and TensorFlow's progress messages off the terminal; their errors stay."""
+class quiet_converters:  # noqa: N801 - used as a function
+    """Keeps tf2onnx's and TensorFlow's progress messages and warnings off the terminal; their errors stay.
+
+    One of the warnings is Keras's about a model whose inputs differ in their first axis, as weights and images do.
+    """
 
     _NAMES = ("tf2onnx", "tf2onnx.tfonnx", "tensorflow")
 
