@@ -17,8 +17,8 @@ LOCAL_POINT_EQUAL, LOCAL_POINT_TIES = 0.999, 5
 # What follows the last point has no codes to compare, so its outputs are, from identical codes: float32 rounding is a hundredth of this.
 LOCAL_OUTPUT_DIFFERENCE = 1e-4
 # End to end a flipped code changes the sums of the next layer. How far that goes is seen on the Keras graph alone, run in float64 and
-# compiled by XLA: both are right, and differ from float32 by rounding. The larger of the two is allowed 1.5 times. (Where images share
-# a background, one tie flips the same code in all of them, so one such figure alone varies by a factor of two.)
+# compiled by XLA: both are right, and differ from float32 by rounding. The larger of the two is allowed 1.5 times. (A value that
+# repeats flips wherever it occurs if it lies at a tie, so one such figure alone varies by a factor of two.)
 FLOOR_FACTOR = 1.5
 # On few examples one flipped code, and the codes behind it that it moves, are already more than the shares above.
 END_TO_END_TIES = 100
