@@ -59,6 +59,38 @@ def with_nan():
     return tf.data.Dataset.from_tensor_slices((images, labels)).batch(64)
 
 
+def without_labels():
+    return tf.data.Dataset.from_tensor_slices(arrays(64, 0)[0]).batch(32)
+
+
+def one_hot():
+    return validation().map(lambda images, labels: (images, tf.one_hot(labels, 4)))
+
+
+def endless():
+    return validation().repeat()
+
+
+def generated(then):
+    def batches():
+        images, labels = arrays(32, 0)
+        yield images, labels
+        if then == "raise":
+            raise ValueError("the archive is damaged")
+        yield images[:, :then], labels
+
+    spec = (tf.TensorSpec((None, None, None, 1)), tf.TensorSpec((None,), tf.int64))
+    return tf.data.Dataset.from_generator(batches, output_signature=spec)
+
+
+def raises_in_the_second_batch():
+    return generated("raise")
+
+
+def another_shape_in_the_second_batch():
+    return generated(9)
+
+
 number = 3
 """
 
@@ -205,6 +237,15 @@ def test_a_subclassed_model(name: str, project: Path, refused: Callable[..., str
     assert "subclassed model" in error
 
 
+def test_a_model_that_is_quantized_already(tiny_quantized: Any, project: Path) -> None:
+    """It loads, also in a process that has made no quantized layer, and is refused for what it is."""
+    tiny_quantized.save(project / "quantized.keras")
+    command = [sys.executable, "-m", "tfqat_cli", "plan", "tiny.yaml", "--set", "model.source=quantized.keras"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "quantizes no layer of this model" in done.stderr.splitlines()[-1]
+
+
 # --- the placement ---
 
 
@@ -248,7 +289,53 @@ DATA = {
 @pytest.mark.parametrize(("reference", "message"), DATA.values(), ids=DATA)
 def test_data_that_cannot_be_used(reference: str, message: str, split: str, refused: Callable[..., str]) -> None:
     error = refused("run", "tiny.yaml", "--set", f"data.{split}={reference}")
-    assert re.search(r"error: .*" + message, error, re.DOTALL)
+    assert re.search(rf"error: tiny\.yaml: data\.{split}: .*" + message, error, re.DOTALL)
+
+
+LABELLED = {
+    "no labels": ("without_labels", r"batch 0 has no labels; expected \(inputs, labels\)"),
+    "endless": ("endless", r"the data set never ends; .*remove \.repeat\(\)"),
+    "raises in the second batch": (
+        "raises_in_the_second_batch",
+        r"the data set raised while it was read: ValueError: the archive is damaged",
+    ),
+    "another shape in the second batch": (
+        "another_shape_in_the_second_batch",
+        r"batch 1: a batch of shape \(32, 9, 12, 1\), but input 'image'",
+    ),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(("function", "message"), LABELLED.values(), ids=LABELLED)
+def test_labelled_data_is_read_through_before_anything_is_written(
+    function: str, message: str, split: str, project: Path, refused: Callable[..., str]
+) -> None:
+    error = refused("run", "tiny.yaml", "--set", f"data.{split}=bad.py:{function}")
+    assert re.search(rf"error: tiny\.yaml: data\.{split}: bad\.py:{function}: {message}", error)
+    assert not (project / "runs").exists()
+    assert ("training.steps_per_epoch" in error) == ((function, split) == ("endless", "train"))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_labels_that_do_not_fit_the_loss(split: str, project: Path, refused: Callable[..., str]) -> None:
+    error = refused("run", "tiny.yaml", "--set", f"data.{split}=bad.py:one_hot")
+    shapes = r"outputs of shape \(250, 4\) and labels of shape \(250, 4\)"
+    assert re.search(rf"error: training\.loss: sparse_categorical_crossentropy does not take {shapes}, those of data\.{split}: ", error)
+    assert not (project / "runs").exists()
+
+
+def test_metrics_that_do_not_fit_are_all_named(project: Path, refused: Callable[..., str]) -> None:
+    error = refused("run", "tiny.yaml", "--set", "training.metrics=[AUC, accuracy, Precision]")
+    assert re.findall(r"training\.metrics: '(\w+)' does not take outputs of shape", error) == ["AUC", "Precision"]
+    assert not (project / "runs").exists()
+
+
+def test_calibration_data_that_raise_in_the_second_batch(refused: Callable[..., str]) -> None:
+    """Found when the run directory is there already, which is then removed."""
+    error = refused("run", "tiny.yaml", "--set", "data.calibration=bad.py:raises_in_the_second_batch")
+    assert "error: tiny.yaml: data.calibration: bad.py:raises_in_the_second_batch: the data set raised while it was read" in error
+    assert "the archive is damaged" in error and "is kept in" not in error
 
 
 def test_nan_in_the_calibration_data_names_the_tensor(refused: Callable[..., str]) -> None:
@@ -272,6 +359,25 @@ def test_an_output_folder_that_cannot_be_written(project: Path, refused: Callabl
 
 
 # --- as a process ---
+
+WITHOUT_TENSORFLOW = """
+import sys
+from tfqat_cli.main import main
+sys.argv = ["tfqat", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    print("exit", end.code, "tensorflow" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("recipe", ["no.yaml", "bad.yaml"])
+def test_a_wrong_recipe_is_told_before_tensorflow_starts(command: str, recipe: str, project: Path) -> None:
+    (project / "bad.yaml").write_text((project / "tiny.yaml").read_text() + "sed: 3\n")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TENSORFLOW, command, recipe], capture_output=True, text=True, check=True)
+    assert done.stdout == "exit 2 False\n"
+    assert done.stderr.startswith(f"error: {recipe}:")
 
 
 def test_the_process_ends_with_2_and_one_message(project: Path) -> None:
@@ -307,6 +413,38 @@ def test_ctrl_c_keeps_the_run_and_marks_it_incomplete(project: Path) -> None:
     assert not {"model.onnx", "qat.keras", "report.html"} & names
     assert not [name for name in names if name.startswith(".")]  # no temporary files
     assert "stopped in stage qat: KeyboardInterrupt" in (directory / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "interrupted"),
+    [
+        (("verify", "."), "tfqat.verify_run.verify_run"),
+        (("plan", "tiny.yaml"), "tfqat.placement.planner.plan"),
+        (("run", "tiny.yaml"), "tfqat.pipeline.load_inputs"),
+    ],
+    ids=["verify", "plan", "run, before it has a directory"],
+)
+def test_ctrl_c_where_nothing_is_kept(
+    command: tuple[str, ...], interrupted: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupted, interrupt)
+    assert refused(*command) == "error: interrupted\n"
+
+
+def test_an_error_that_keeps_the_run_names_its_directory(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan = "bad.py:with_nan"
+    monkeypatch.setattr(sys, "argv", ["tfqat", "run", "tiny.yaml", "--set", f"data.train={nan}"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    (directory,) = (project / "runs").iterdir()
+    assert ended.value.code == 2
+    kept = f"what the run had made is kept in runs/{directory.name}, whose manifest.json says `incomplete`"
+    assert capsys.readouterr().err.splitlines()[-1] == kept
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import re
 import shutil
@@ -15,6 +17,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from rich.console import Console
+from tfqat_cli.display import Stages, parity_table
 from tfqat_cli.main import main
 
 from tfqat.engines import tensorrt_rtx
@@ -106,6 +110,38 @@ def test_run_prints_stages_tables_and_where_the_report_is(tiny_project: Path, tm
     assert json.loads((directory / "manifest.json").read_text())["status"] == "complete"
 
 
+@pytest.fixture
+def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every proof fails: the outputs lie too far apart."""
+    from tfqat.stages import graph
+
+    prove = graph.verify
+    monkeypatch.setattr(graph, "verify", lambda *a, **k: dataclasses.replace(prove(*a, **k), local_output_difference=0.5))
+
+
+def test_a_run_that_is_not_proven_is_kept_and_ends_with_1(
+    unproven: None, tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Result]
+) -> None:
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    settings = ("--set", "ptq_only=true", "--set", "compile.enabled=false")
+    result = tfqat_command("run", tiny_project / "tiny.yaml", "--out", tmp_path / "runs", *settings)
+    assert result.code == 1
+    assert re.search(r"\x1b\[1;31mParity:    NOT proven: local: from the same codes the outputs are 5\.00e-01", result.out)
+    assert "proven\n" not in result.out
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "complete"
+    assert json.loads((directory / "parity.json").read_text())["passed"] is False
+    assert "NOT" not in result.err and (directory / "report.html").exists()
+
+
+def test_a_long_message_is_one_line() -> None:
+    """The terminal wraps it where it is narrow; a file or a pipe gets it whole."""
+    stream = io.StringIO()
+    Stages(Console(file=stream, width=40)).message("warning: " + "x " * 60)
+    assert stream.getvalue().count("\n") == 1
+
+
 # --- plan ---
 
 
@@ -156,6 +192,57 @@ def test_verify_as_json(tiny_run: Any, tfqat_command: Callable[..., Result]) -> 
     report = json.loads(result.out)
     assert (report["passed"], report["examples"], report["failures"]) == (True, 50, [])
     assert set(report) >= {"local", "end_to_end", "noise_floor", "outputs", "points", "structure"}
+
+
+@pytest.fixture
+def run_elsewhere(tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A project whose recipe lies in a folder of its own, and a run of it whose directory lies nowhere near: (project, run)."""
+    import tfqat
+    from tfqat.recipe.references import load_reference
+
+    project = shutil.copytree(tiny_project, tmp_path / "project", ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    (project / "recipes").mkdir()
+    (project / "tiny.yaml").rename(project / "recipes" / "tiny.yaml")
+    (project / "data.py").rename(project / "recipes" / "beside_the_recipe.py")
+    (project / "from_here.py").write_text("import numpy as np\n\ndef saved():\n    return tuple(np.load('saved.npz').values())\n")
+    monkeypatch.chdir(project)
+    references = {split: "beside_the_recipe.py:" + split for split in ("train", "validation", "calibration")}
+    images, labels = load_reference("beside_the_recipe.py:arrays", base=project / "recipes")(100, 5)
+    np.savez("saved.npz", images=images, labels=labels)
+    settings = [f"data.{split}={reference}" for split, reference in references.items()]
+    settings += ["data.test=from_here.py:saved", "ptq_only=true", "compile.enabled=false"]
+    result = tfqat.run("recipes/tiny.yaml", overrides=settings, out=tmp_path / "elsewhere" / "runs")
+    return project, result.directory.resolve()
+
+
+def test_verify_finds_what_the_run_found(run_elsewhere: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tfqat_command: Any) -> None:
+    """The data reference, and the file that its code opens by a relative path, are relative to where the run was started."""
+    project, directory = run_elsewhere
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert (manifest["working_directory"], manifest["recipe_folder"]) == (str(project), str(project / "recipes"))
+    monkeypatch.chdir(directory.parent)
+    result = tfqat_command("verify", directory.name, "--examples", 50)
+    assert (result.code, result.err) == (0, "")
+    assert Path.cwd() == directory.parent
+
+
+def test_verify_looks_around_here_where_the_run_s_folders_are_gone(
+    run_elsewhere: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Result]
+) -> None:
+    project, directory = run_elsewhere
+    moved = project.rename(project.parent / "moved")
+    monkeypatch.chdir(directory)
+    result = tfqat_command("verify", ".", "--examples", 50)
+    assert result.code == 2
+    assert f"{directory}/recipe.yaml: data.test: 'from_here.py:saved': 'from_here.py' does not exist; looked in {directory}" in result.err
+    monkeypatch.chdir(moved)
+    assert tfqat_command("verify", directory, "--examples", 50).code == 0
+
+
+def test_the_parity_table_shows_the_outputs_from_the_same_codes(tiny_run: Any) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(parity_table(dataclasses.replace(tiny_run.parity, local_output_difference=0.03125)))
+    assert re.search(r"local outputs, of the largest one .* 0\.031 ", stream.getvalue())
 
 
 @pytest.fixture

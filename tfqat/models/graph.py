@@ -170,14 +170,23 @@ def check_float32(model: Any) -> None:
     """Make sure that every layer computes in float32.
 
     Raises:
-        ModelError: a layer computes in another type, by mixed precision for example.
+        ModelError: a layer computes in another type, by mixed precision for example; or `model` is not a functional model.
     """
-    other = [layer for layer in model.layers if layer.weights and layer.compute_dtype != "float32"]
+    _check_functional(model)
+    other = [layer for layer in model.layers if _computes_in_another_float(layer)]
     if other:
         raise ModelError(
-            f"layer {other[0].name!r} of model {model.name!r} computes in {other[0].compute_dtype}; expected float32. Load the model under "
-            'tf_keras.mixed_precision.set_global_policy("float32"), or build it with dtype="float32"'
+            f"layer {other[0].name!r} of model {model.name!r} computes in {other[0].compute_dtype}; expected float32. A saved model keeps "
+            'its types, so build it again, after tf_keras.mixed_precision.set_global_policy("float32") and without another dtype, and copy '
+            "the weights: built.set_weights(model.get_weights())"
         )
+
+
+def _computes_in_another_float(layer: Any) -> bool:
+    """Whether a layer computes in float16, bfloat16 or float64; an operator (`x + y`) computes in what it reads, whatever its policy."""
+    if isinstance(layer, tf_keras.layers.InputLayer) or not layer._autocast:
+        return False
+    return bool(tf.as_dtype(layer.compute_dtype).is_floating) and layer.compute_dtype != "float32"
 
 
 def _check_functional(model: Any) -> None:

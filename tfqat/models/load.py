@@ -25,10 +25,11 @@ def load_model(source: Any, custom_objects: Mapping[str, Any] | None = None) -> 
         A new model that shares nothing with `source`; quantized models of tfqat load as they were saved.
 
     Raises:
-        ModelError: the file is missing or corrupt, or the model is subclassed, nested or of Keras 3.
+        ModelError: the file is missing or corrupt, or the model is subclassed, nested, of Keras 3 or of another type than float32.
     """
     model = _load_file(Path(source), custom_objects) if isinstance(source, str | Path) else source
     graph.read(model)
+    graph.check_float32(model)
     loaded_as_it_is = isinstance(source, str | Path) and not isinstance(model, tf_keras.Sequential)
     return model if loaded_as_it_is else graph.clone(model)
 

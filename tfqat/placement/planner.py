@@ -16,19 +16,23 @@ from tfqat.recipe.load import quantization_config
 from tfqat.recipe.schema import Override, QuantizationConfig
 from tfqat.spec import Calibrator, PerChannel, PerTensor, QuantSpec
 
+# What the layers lack that a pattern without effect matches, and what to do.
+QUANTIZER = "a quantizer {listed}, so it changes nothing; name the layers that read the tensor"
+WEIGHT = f"a quantized weight {{listed}}, so it changes nothing; weights are those of {', '.join(sorted(rules.WEIGHTS))}"
+
 
 def plan(model: Any, quantization: str | Mapping[str, Any] | QuantizationConfig = "selective") -> Placement:
     """The placement of a model.
 
     Args:
-        model: a flat functional tf_keras model.
+        model: a flat functional tf_keras model, or a Sequential.
         quantization: a preset (`naive`, `hybrid`, `selective`), the `quantization` block of a recipe as a mapping, or a QuantizationConfig.
 
     Returns:
         Every quantization point in topological order, and every layer left float, each with its reason.
 
     Raises:
-        NoMatchError: patterns that match no layer, all of them in one message.
+        NoMatchError: patterns that match no layer, or change nothing, all of them in one message.
         PlacementError: a `skip` with the preset `naive`, or no layer that can be quantized.
     """
     return plan_graph(model_graph.read(model), quantization_config(quantization))
@@ -36,8 +40,7 @@ def plan(model: Any, quantization: str | Mapping[str, Any] | QuantizationConfig 
 
 def plan_graph(graph: ModelGraph, config: QuantizationConfig) -> Placement:
     """`plan` for a model that has been read already."""
-    view = rules.View(graph=graph, skipped=_skipped(graph, config))
-    decisions = {node.name: rules.decide(view, node, rules.RULES[config.preset]) for node in graph.nodes if node.class_name != "InputLayer"}
+    decisions = _decisions(rules.View(graph=graph, skipped=_skipped(graph, config), preset=config.preset))
     _check_patterns(graph, decisions, config)
     points = (*_activation_points(graph, decisions, config), *_weight_points(graph, decisions, config))
     if not points:
@@ -56,9 +59,17 @@ def plan_graph(graph: ModelGraph, config: QuantizationConfig) -> Placement:
     )
 
 
+def _decisions(view: rules.View) -> dict[str, rules.Decision]:
+    return {node.name: rules.decide(view, node) for node in view.graph.nodes if node.class_name != "InputLayer"}
+
+
 def _activation_points(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> list[QPoint]:
     """One point per tensor, whatever number of layers read its quantized form."""
     return [_activation_point(tensor, reads, config) for tensor, reads in by_tensor(graph, _reads(graph, decisions)).items()]
+
+
+def _quantized(graph: ModelGraph, decisions: Mapping[str, rules.Decision]) -> list[Node]:
+    return [node for node in graph.nodes if isinstance(decisions.get(node.name), rules.Quantize)]
 
 
 def _reads(graph: ModelGraph, decisions: Mapping[str, rules.Decision]) -> list[Read]:
@@ -90,8 +101,7 @@ def _override_names(reads: Iterable[Read]) -> list[tuple[str, str]]:
 
 
 def _weight_points(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> list[QPoint]:
-    quantized = [node for node in graph.nodes if isinstance(decisions.get(node.name), rules.Quantize) and node.class_name in rules.WEIGHTS]
-    return [_weight_point(node, config) for node in quantized]
+    return [_weight_point(node, config) for node in _quantized(graph, decisions) if node.class_name in rules.WEIGHTS]
 
 
 def _weight_point(node: Node, config: QuantizationConfig) -> QPoint:
@@ -141,32 +151,37 @@ def _check_patterns(graph: ModelGraph, decisions: Mapping[str, rules.Decision], 
             "quantization.skip: preset 'naive' quantizes every supported layer; use 'hybrid' or 'selective' to skip layers"
         )
     layers = [(node.name, node.class_name) for node in graph.nodes]
-    named = _override_names(_reads(graph, decisions)) + [
-        (point_id(*item), "") for item in by_tensor(graph, _reads(graph, decisions)).items()
+    tensors = by_tensor(graph, _reads(graph, decisions)).items()
+    activations = [*_override_names(read for _, reads in tensors for read in reads), *((point_id(*item), "") for item in tensors)]
+    weights = [(node.name, node.class_name) for node in _quantized(graph, decisions) if node.class_name in rules.WEIGHTS]
+    skippable = _skippable(graph, config)
+    checks = [(f"quantization.skip[{index}]", pattern, skippable, QUANTIZER) for index, pattern in enumerate(config.skip)]
+    for index, override in enumerate(config.overrides):
+        sets_weights, sets_activations = (bool(block and block.model_fields_set) for block in (override.weights, override.activations))
+        changed = [*(weights if sets_weights else ()), *(activations if sets_activations else ())]
+        checks.append((f"quantization.overrides[{index}].match", override.match, changed, QUANTIZER if sets_activations else WEIGHT))
+    missing = [
+        _without_effect(pattern, [*layers, *activations], len(layers), where, lacking)
+        for where, pattern, changed, lacking in checks
+        if not _found(pattern, changed)
     ]
-    quantizable = [pair for node in graph.nodes if _is_quantizable(node, decisions) for pair in _skip_names(node)]
-    patterns = [(f"quantization.skip[{index}]", pattern, quantizable) for index, pattern in enumerate(config.skip)]
-    patterns += [(f"quantization.overrides[{index}].match", override.match, named) for index, override in enumerate(config.overrides)]
-    missing = [_without_effect(pattern, names, layers, where) for where, pattern, names in patterns if not _found(pattern, names)]
     if missing:
         raise NoMatchError("\n".join(missing))
 
 
-def _is_quantizable(node: Node, decisions: Mapping[str, rules.Decision]) -> bool:
-    """Whether the layer is quantized, or is of a class that would be if it were not skipped."""
-    return isinstance(decisions.get(node.name), rules.Quantize) or node.class_name in {*rules.WEIGHTS, *rules.AVERAGE_POOLS, "Add"}
+def _skippable(graph: ModelGraph, config: QuantizationConfig) -> list[tuple[str, str]]:
+    """The (name, class name) pairs of what the preset would quantize if nothing were skipped."""
+    decisions = _decisions(rules.View(graph=graph, skipped={}, preset=config.preset))
+    return [pair for node in _quantized(graph, decisions) for pair in _skip_names(node)]
 
 
-def _without_effect(pattern: str, named: Sequence[tuple[str, str]], layers: Sequence[tuple[str, str]], where: str) -> str:
-    """The message for a pattern that changes nothing: it matches no layer, or only layers that have no quantizer."""
-    matched = [name for name, class_name in layers if matches(pattern, name=name, class_name=class_name)]
+def _without_effect(pattern: str, known: Sequence[tuple[str, str]], layers: int, where: str, lacking: str) -> str:
+    """The message for a pattern that changes nothing: it matches no layer, or only layers (or inputs of layers) that lack what it sets."""
+    matched = list(dict.fromkeys(name for name, class_name in known if matches(pattern, name=name, class_name=class_name)))
     if not matched:
-        return no_match(pattern, [*layers, *named], layers=len(layers), where=where)
+        return no_match(pattern, known, layers=layers, where=where)
     listed = ", ".join(matched[:5]) + (", ..." if len(matched) > 5 else "")
-    return (
-        f"{where}: pattern {pattern!r} matches only layers without a quantizer ({listed}), so it changes nothing; "
-        "name the layers that read the tensor"
-    )
+    return f"{where}: pattern {pattern!r} matches only layers without {lacking.format(listed=f'({listed})')}"
 
 
 def _found(pattern: str, named: Sequence[tuple[str, str]]) -> bool:

@@ -44,6 +44,9 @@ def by_tensor(graph: ModelGraph, reads: Iterable[Read]) -> dict[TensorRef, tuple
     At inference both are the same. In training a quantizer behind Dropout would see values scaled by 1 / (1 - rate), beyond the range that
     was calibrated; and two layers that read one tensor, one of them through Dropout, would have two quantizers for it.
     A quantizer moves only if all that read the output of the Dropout read it quantized.
+
+    Returns:
+        Tensor -> its reads, in the order of the layers that their quantizer sits before.
     """
     grouped: dict[TensorRef, tuple[Read, ...]] = {}
     for read in reads:
@@ -54,7 +57,8 @@ def by_tensor(graph: ModelGraph, reads: Iterable[Read]) -> dict[TensorRef, tuple
         if node.class_name in INFERENCE_IDENTITIES and output in grouped and _all_quantized(graph, output, grouped[output]):
             moved = tuple(replace(read, edge=Edge(layer=node.name)) for read in grouped.pop(output))
             grouped[node.inputs[0]] = (*grouped.get(node.inputs[0], ()), *moved)
-    return grouped
+    order = {node.name: number for number, node in enumerate(graph.nodes)}
+    return {tensor: tuple(sorted(found, key=lambda read: order[read.edge.layer])) for tensor, found in grouped.items()}
 
 
 def edges_of(reads: Iterable[Read]) -> tuple[Edge, ...]:

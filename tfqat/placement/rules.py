@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tfqat.models.graph import ModelGraph, Node, TensorRef
+from tfqat.recipe.schema import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,20 @@ class KeepFloat:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a rule may look at: the graph, and which layers the user keeps out (layer name -> reason)."""
+    """What a rule may look at: the graph, which layers the user keeps out (layer name -> reason), and the preset."""
 
     graph: ModelGraph
     skipped: dict[str, str]
+    preset: Preset = "selective"
 
     def is_int8_weighted(self, node: Node) -> bool:
         """Whether the layer has a weight that is quantized."""
         return node.class_name in WEIGHTS and node.name not in self.skipped
+
+    def quantized_inputs(self, node: Node) -> tuple[int, ...]:
+        """Which inputs the layer reads quantized."""
+        decision = decide(self, node)
+        return decision.inputs if isinstance(decision, Quantize) else ()
 
 
 Decision = Quantize | KeepFloat
@@ -114,9 +121,9 @@ def average_pool(view: View, node: Node) -> Decision | None:
     """
     if node.class_name not in AVERAGE_POOLS:
         return None
-    followers = list(_readers_through_identities(view, node))
-    if followers and all(view.is_int8_weighted(follower) for follower in followers):
-        return Quantize(inputs=(0,), reason=f"average pooling before {followers[0].name}, which reads INT8")
+    if _is_read_quantized(view, TensorRef(layer=node.name)):
+        follower = next(_readers_through_identities(view, node))
+        return Quantize(inputs=(0,), reason=f"average pooling before {follower.name}, which reads INT8")
     return KeepFloat(reason="average pooling whose output is not quantized everywhere: INT8 would only add conversions")
 
 
@@ -124,8 +131,7 @@ def max_pool(view: View, node: Node) -> Decision | None:
     """Max pooling commutes with quantization: TensorRT moves it behind the Q of the layer that reads it."""
     if node.class_name not in MAX_POOLS:
         return None
-    followers = list(_readers_through_identities(view, node))
-    if followers and all(view.is_int8_weighted(follower) for follower in followers):
+    if _is_read_quantized(view, TensorRef(layer=node.name)):
         return KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it")
     return KeepFloat(reason="max pooling whose output is not quantized everywhere: in the type of its input")
 
@@ -134,14 +140,9 @@ def batch_norm(view: View, node: Node) -> Decision | None:
     """BatchNorm right after a quantized convolution is folded into its scales, unless the values between them are used."""
     if node.class_name != "BatchNormalization":
         return None
-    between = node.inputs[0]
-    source = view.graph.node(between.layer)
-    if not view.is_int8_weighted(source):
-        return KeepFloat(reason=f"BatchNorm after {source.name}, which is not quantized: stays float")
-    if source.class_name not in CONVOLUTIONS or source.config.get("activation", "linear") != "linear":
-        return KeepFloat(reason=f"BatchNorm after {source.name}, which is not a convolution without activation: stays float")
-    if len(view.graph.consumers(between)) > 1 or between in view.graph.outputs:
-        return KeepFloat(reason=f"BatchNorm after {source.name}, whose output is read elsewhere too: stays float")
+    source, obstacle = view.graph.node(node.inputs[0].layer), _obstacle_to_folding(view, node)
+    if obstacle:
+        return KeepFloat(reason=f"BatchNorm after {source.name}, {obstacle}: stays float")
     return KeepFloat(reason=f"folded into the scales of {source.name} at export")
 
 
@@ -151,8 +152,10 @@ def activation(view: View, node: Node) -> Decision | None:
         return None
     if node.class_name == "Softmax" or node.config.get("activation") == "softmax":
         return KeepFloat(reason="softmax: computes in float")
-    source = _source_through(view, node.inputs[0], {"BatchNormalization"})
-    if view.is_int8_weighted(source) or source.class_name == "Add":
+    source = view.graph.node(node.inputs[0].layer)
+    if source.class_name == "BatchNormalization" and not _obstacle_to_folding(view, source):
+        source = view.graph.node(source.inputs[0].layer)
+    if view.is_int8_weighted(source) or (source.class_name == "Add" and view.quantized_inputs(source)):
         return KeepFloat(reason=f"fuses with {source.name}; Q/DQ come after the activation")
     return KeepFloat(reason=f"activation after {source.name}, which is not quantized: computes in float")
 
@@ -178,23 +181,13 @@ SELECTIVE: tuple[Rule, ...] = (
     identity,
     anything_else,
 )
-NAIVE: tuple[Rule, ...] = (
-    skipped_layer,
-    weighted_layer,
-    every_add,
-    average_pool,
-    max_pool,
-    batch_norm,
-    activation,
-    identity,
-    anything_else,
-)
-RULES = {"selective": SELECTIVE, "naive": NAIVE, "hybrid": NAIVE}
+NAIVE: tuple[Rule, ...] = tuple(every_add if rule is residual_add else rule for rule in SELECTIVE)
+RULES: dict[Preset, tuple[Rule, ...]] = {"selective": SELECTIVE, "naive": NAIVE, "hybrid": NAIVE}
 
 
-def decide(view: View, node: Node, rules: tuple[Rule, ...]) -> Decision:
-    """The answer of the first rule that matches; the last rule matches everything."""
-    return next(decision for rule in rules if (decision := rule(view, node)) is not None)
+def decide(view: View, node: Node) -> Decision:
+    """The answer of the preset's first rule that matches; the last rule matches everything."""
+    return next(decision for rule in RULES[view.preset] if (decision := rule(view, node)) is not None)
 
 
 def _convolution_of_branch(view: View, tensor: TensorRef) -> Node | None:
@@ -237,8 +230,26 @@ def _readers_through_identities(view: View, node: Node) -> Iterator[Node]:
             yield consumer
 
 
-def _source_through(view: View, tensor: TensorRef, classes: set[str]) -> Node:
-    node = view.graph.node(tensor.layer)
-    while node.class_name in classes:
-        node = view.graph.node(node.inputs[0].layer)
-    return node
+def _is_read_quantized(view: View, tensor: TensorRef) -> bool:
+    """Whether everything that reads the tensor, through layers that commute with Q/DQ, reads it quantized."""
+    consumers = view.graph.consumers(tensor)
+    return bool(consumers) and tensor not in view.graph.outputs and all(_reads_quantized(view, node, index) for node, index in consumers)
+
+
+def _reads_quantized(view: View, node: Node, index: int) -> bool:
+    if node.class_name in IDENTITIES | MAX_POOLS:
+        return _is_read_quantized(view, TensorRef(layer=node.name))
+    return index in view.quantized_inputs(node)
+
+
+def _obstacle_to_folding(view: View, batch_norm: Node) -> str | None:
+    """What keeps a BatchNorm out of the scales of the layer before it; None if nothing does."""
+    between = batch_norm.inputs[0]
+    source = view.graph.node(between.layer)
+    if not view.is_int8_weighted(source):
+        return "which is not quantized"
+    if source.class_name not in CONVOLUTIONS or source.config.get("activation", "linear") != "linear":
+        return "which is not a convolution without activation"
+    if len(view.graph.consumers(between)) > 1 or between in view.graph.outputs:
+        return "whose output is read elsewhere too"
+    return None

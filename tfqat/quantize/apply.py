@@ -28,7 +28,7 @@ def quantize_model(model: Any, quantization: str | Mapping[str, Any] | Quantizat
     Until `tfqat.calibrate` has given its quantizers their ranges they pass values on, so the new model computes what `model` computes.
 
     Args:
-        model: a flat functional tf_keras model; it is not changed.
+        model: a flat functional tf_keras model, or a Sequential; it is not changed.
         quantization: a preset, the `quantization` block of a recipe, or a Placement from `tfqat.plan`.
 
     Returns:
@@ -36,7 +36,7 @@ def quantize_model(model: Any, quantization: str | Mapping[str, Any] | Quantizat
 
     Raises:
         PlacementError: the placement names a layer that the model does not have.
-        ModelError: the model computes in another type than float32.
+        ModelError: the model cannot be read (see `tfqat.load_model`), or computes in another type than float32.
     """
     model_graph.check_float32(model)
     placement = quantization if isinstance(quantization, Placement) else plan(model, quantization)

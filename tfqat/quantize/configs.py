@@ -12,7 +12,7 @@ from tfqat.errors import PlacementError
 from tfqat.models.graph import Node
 from tfqat.placement.plan import QPoint
 from tfqat.placement.planner import weight_spec
-from tfqat.placement.rules import SELECTIVE, WEIGHTS, Quantize, View, decide
+from tfqat.placement.rules import WEIGHTS, Quantize, View, decide
 from tfqat.quantize.quantizers import PACKAGE, TensorQuantizer
 from tfqat.spec import Calibrator, QuantSpec
 
@@ -150,8 +150,8 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
 
 
 def default_config(view: View, node: Node) -> InputQuantizeConfig | None:
-    """The config of a layer that is annotated without one: what the rules of `selective` say; None where they keep it float."""
-    decision = decide(view, node, SELECTIVE)
+    """The config of a layer that is annotated without one: what the view's rules say; None where they keep it float."""
+    decision = decide(view, node)
     if not isinstance(decision, Quantize):
         return None
     config = WeightedQuantizeConfig if node.class_name in WEIGHTS else InputQuantizeConfig

@@ -26,6 +26,6 @@ def load_model(source: Any, custom_objects: Mapping[str, Any] | None = None) -> 
         A new model that shares nothing with `source`; quantized models of tfqat load as they were saved.
 
     Raises:
-        ModelError: the file is missing or corrupt, or the model is subclassed, nested or of Keras 3.
+        ModelError: the file is missing or corrupt, or the model is subclassed, nested, of Keras 3 or of another type than float32.
     """
     return load.load_model(source, {**CUSTOM_OBJECTS, **(custom_objects or {})})

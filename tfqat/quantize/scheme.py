@@ -68,7 +68,11 @@ class TensorRTLayoutTransform(QuantizeLayoutTransform):  # type: ignore[misc]
 
         Returns:
             The rewritten model, and the annotations that are not tfqat's, for TFMOT to apply.
+
+        Raises:
+            ModelError: the model computes in another type than float32.
         """
+        model_graph.check_float32(model)
         graph = model_graph.read(model)
         configs, foreign = _sort_configs(graph, layer_quantize_map)
         placed = self.placement.activations if self.placement else annotated_points(graph, configs)

@@ -18,6 +18,10 @@ class QuantizeWrapper(QuantizeWrapperV2):  # type: ignore[misc]
     on what was built first, so that `.keras` files do not load), keeps no step counter, and adds no `tf.cond` on `training`.
     """
 
+    def __init__(self, layer: Any, quantize_config: Any, name_prefix: str = "", **kwargs: Any) -> None:
+        # The layer's own name, without TFMOT's `quant_`: Keras names outputs after layers, and finds labels and names metrics by them.
+        super().__init__(layer, quantize_config, name_prefix=name_prefix, **kwargs)
+
     def build(self, input_shape: Any) -> None:
         """Build the layer, then `amax` and `enabled` of each of its quantized weights.
 

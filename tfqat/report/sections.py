@@ -59,9 +59,9 @@ def words(name: str) -> str:
 
 
 def metric_names(view: RunView) -> list[str]:
-    """The metrics that any stage has, the headline metric first and the loss last."""
+    """The metrics that any stage has, the headline metric first and the losses, of which each output has one, last."""
     names = dict.fromkeys(name for stage in view.metrics.stages.values() for name in stage)
-    return sorted(names, key=lambda name: name == "loss")
+    return sorted(names, key=lambda name: (name.endswith("loss"), name == "loss"))
 
 
 def stage_cards(view: RunView) -> list[Card]:

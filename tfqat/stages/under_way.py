@@ -80,8 +80,9 @@ class Run:
 
     @property
     def first_metric(self) -> str:
-        """The metric that decides; the loss if there is no other."""
-        return next((name for name in self.measured["float"] if name != "loss"), "loss")
+        """The metric that decides: the first of the recipe's, of the first output; the loss if Keras reports no metric."""
+        losses = {"loss", *(f"{output}_loss" for output in self.inputs.model.output_names)}
+        return next((name for name in self.measured["float"] if name not in losses), "loss")
 
     def give_up(self, error: BaseException) -> None:
         """Leave nothing if there is no result yet; else keep what there is, mark it, and have the error say where it lies."""

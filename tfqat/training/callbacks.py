@@ -37,7 +37,8 @@ class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
     """Sets the learning rate of each step to `plan.learning_rate_at(step)`; the step is the optimizer's own count.
 
     Raises:
-        TrainingError: at the start, if neither the plan nor `fit` knows the number of steps per epoch.
+        TrainingError: at the start, if neither the plan nor `fit` knows the number of steps per epoch, or if the plan averages weights
+            (EMA) and `fit` runs another number of steps: the averages are put in place after the plan's, so others would be validated.
     """
 
     def __init__(self, plan: QatPlan) -> None:
@@ -46,8 +47,13 @@ class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Resolve the steps per epoch."""
+        steps = self.params.get("steps")
+        if self.plan.ema and self.plan.steps_per_epoch not in (None, steps):
+            raise TrainingError(
+                f"qat.ema averages over epochs of {self.plan.steps_per_epoch} steps, but fit runs {steps or 'an unknown number of'} steps: "
+                f"give fit steps_per_epoch={self.plan.steps_per_epoch} and data that repeats"
+            )
         if self.plan.steps_per_epoch is None:
-            steps = self.params.get("steps")
             if not steps:
                 raise TrainingError("the number of steps per epoch is not known: give training.steps_per_epoch, or data of a known length")
             self.plan = self.plan.with_steps(int(steps))

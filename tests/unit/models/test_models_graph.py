@@ -125,6 +125,64 @@ def test_float64_model_has_the_same_weights_and_computes_in_float64() -> None:
     assert {weight.dtype for weight in model.weights} == {tf.float32}
 
 
+def computing(dtype: str, layer: Any) -> Any:
+    x = tf_keras.Input((4,), name="x")
+    return tf_keras.Model(x, layers.Dense(2, name="last")(layer(dtype)(layers.Dense(4, name="first")(x))), name="net")
+
+
+OTHER_TYPES = {
+    "mixed precision": ("mixed_float16", lambda dtype: layers.Dense(4, dtype=dtype, name="it"), "float16"),
+    "bfloat16": ("mixed_bfloat16", lambda dtype: layers.Dense(4, dtype=dtype, name="it"), "bfloat16"),
+    "float64": ("float64", lambda dtype: layers.Dense(4, dtype=dtype, name="it"), "float64"),
+    "a layer without weights": ("float16", lambda dtype: layers.ReLU(dtype=dtype, name="it"), "float16"),
+}
+
+
+@pytest.mark.parametrize(("dtype", "layer", "computes"), OTHER_TYPES.values(), ids=OTHER_TYPES)
+def test_other_types_than_float32_are_refused(dtype: str, layer: Any, computes: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        graph.check_float32(computing(dtype, layer))
+    assert str(caught.value) == (
+        f"layer 'it' of model 'net' computes in {computes}; expected float32. A saved model keeps its types, so build it again, after "
+        'tf_keras.mixed_precision.set_global_policy("float32") and without another dtype, and copy the weights: '
+        "built.set_weights(model.get_weights())"
+    )
+
+
+def integers() -> Any:
+    x = tf_keras.Input((5,), dtype="int32")
+    return tf_keras.Model(x, layers.Dense(2)(layers.Flatten()(layers.Embedding(9, 3)(x))))
+
+
+def strings() -> Any:
+    x = tf_keras.Input((1,), dtype="string")
+    return tf_keras.Model(x, layers.Dense(2)(layers.Embedding(9, 3)(layers.Hashing(9)(x))))
+
+
+def operators_under_a_mixed_policy() -> Any:
+    x = tf_keras.Input((4,), dtype="float32")
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        y = layers.Dense(2, dtype="float32")(x) * 2.0
+        assert y.dtype == tf.float32
+        return tf_keras.Model(x, y)
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+
+
+COMPUTES_IN_FLOAT32 = {
+    "float16 input": lambda: tf_keras.Model(x := tf_keras.Input((4,), dtype="float16"), layers.Dense(2)(x)),
+    "integers": integers,
+    "strings": strings,
+    "operators under a mixed policy": operators_under_a_mixed_policy,
+}
+
+
+@pytest.mark.parametrize("build", COMPUTES_IN_FLOAT32.values(), ids=COMPUTES_IN_FLOAT32)
+def test_float32_whatever_comes_in(build: Any) -> None:
+    graph.check_float32(build())
+
+
 def test_tensors_make_a_model_of_inner_values() -> None:
     model = randomized(residual())
     symbolic = graph.tensors(model)

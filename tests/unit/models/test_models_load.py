@@ -68,6 +68,28 @@ def test_object_is_copied(load_model: Any) -> None:
     assert not np.array_equal(loaded(ROWS).numpy(), model(ROWS).numpy())
 
 
+@LOADERS
+@pytest.mark.parametrize("name", ["object", "m.keras", "m.h5", "saved_model"])
+def test_a_sequential_becomes_a_functional_model(tmp_path: Path, load_model: Any, name: str) -> None:
+    model = tf_keras.Sequential([tf_keras.Input((4,), name="x"), layers.Dense(3, name="a"), layers.Dense(2, name="b")], name="chain")
+    loaded = load_model(model if name == "object" else save(model, tmp_path / name))
+    assert not isinstance(loaded, tf_keras.Sequential)
+    assert [layer.name for layer in loaded.layers] == ["x", "a", "b"]
+    assert np.array_equal(loaded(ROWS).numpy(), model(ROWS).numpy())
+    assert {id(weight) for weight in loaded.weights}.isdisjoint(id(weight) for weight in model.weights)
+
+
+@LOADERS
+@pytest.mark.parametrize("name", ["object", "m.keras", "m.h5"])
+def test_mixed_precision_is_refused_and_the_advice_helps(tmp_path: Path, load_model: Any, name: str) -> None:
+    model = small(layers.Activation("tanh", dtype="float16", name="half"))
+    with pytest.raises(ModelError, match=r"^layer 'half' of model 'small' computes in float16; expected float32\. A saved model keeps its"):
+        load_model(model if name == "object" else save(model, tmp_path / name))
+    built = small(layers.Activation("tanh", name="half"))
+    built.set_weights(model.get_weights())
+    np.testing.assert_allclose(load_model(built)(ROWS).numpy(), model(ROWS).numpy(), atol=1e-3)
+
+
 def test_compiled_model_loads_without_its_optimizer(tmp_path: Path) -> None:
     model = small()
     model.compile("adam", "mse")

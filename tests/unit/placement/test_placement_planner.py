@@ -318,6 +318,10 @@ HOISTED: dict[str, tuple[tuple[str, ...], list[tuple[str, list[tuple[str, int]]]
         ("image InputLayer", "relu ReLU image", "a Dense relu", "drop Dropout relu", "b Dense drop"),
         [("relu", [("a", 0), ("drop", 0)])],
     ),
+    "points and edges in the order of the layers": (
+        ("image InputLayer", "relu ReLU image", "drop Dropout relu", "b Dense drop", "c Dense b", "a Dense relu"),
+        [("relu", [("drop", 0), ("a", 0)]), ("b", [("c", 0)])],
+    ),
     "not where something reads the dropped values in float": (
         ("image InputLayer", "relu ReLU image", "drop Dropout relu", "fc Dense drop", "soft Softmax drop"),
         [("drop", [("fc", 0)])],
@@ -359,7 +363,63 @@ def test_a_pattern_that_changes_nothing_is_an_error(block: dict[str, Any], messa
     assert str(caught.value).startswith(message)
 
 
+POOLED = (
+    *("image InputLayer", "a Conv2D image", "p MaxPooling2D a", "q MaxPooling2D a", "add Add p q"),
+    *("gap GlobalAveragePooling2D add", "fc Dense gap", "last AveragePooling2D add"),
+)
+NO_QUANTIZER = "matches only layers without a quantizer ({}), so it changes nothing; name the layers that read the tensor"
+NO_WEIGHT = (
+    "matches only layers without a quantized weight ({}), so it changes nothing; weights are those of Conv2D, Dense, DepthwiseConv2D"
+)
+CHANGES_NOTHING = {
+    "skip of an Add that fuses with nothing": ({"skip": ["add"]}, "quantization.skip[0]: pattern 'add' " + NO_QUANTIZER.format("add")),
+    "skip of a pooling that is float": ({"skip": ["last"]}, "quantization.skip[0]: pattern 'last' " + NO_QUANTIZER.format("last")),
+    "weights of a pooling": (
+        {"overrides": [{"match": "gap", "weights": INT4}]},
+        "quantization.overrides[0].match: pattern 'gap' " + NO_WEIGHT.format("gap"),
+    ),
+    "an empty block does not count": (
+        {"overrides": [{"match": "gap", "weights": INT4, "activations": {}}]},
+        "quantization.overrides[0].match: pattern 'gap' " + NO_WEIGHT.format("gap"),
+    ),
+    "activations of a layer that is skipped": (
+        {"skip": ["fc"], "overrides": [{"match": "fc", "activations": ENTROPY}]},
+        "quantization.overrides[0].match: pattern 'fc' " + NO_QUANTIZER.format("fc"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("block", "message"), CHANGES_NOTHING.values(), ids=CHANGES_NOTHING)
+def test_a_pattern_that_matches_and_changes_nothing(draw: Callable[..., Any], block: dict[str, Any], message: str) -> None:
+    with pytest.raises(NoMatchError) as caught:
+        made(draw, POOLED, block)
+    assert str(caught.value) == message
+
+
+HAS_EFFECT = {
+    "skip of a pooling beside a skip that makes it float anyway": {"skip": ["fc", "gap"]},
+    "override that sets weights and activations of a layer with an input only": {
+        "overrides": [{"match": "gap", "weights": INT4, "activations": ENTROPY}]
+    },
+    "skip that matches one layer with a quantizer among others": {"skip": ["re:(add|gap)"]},
+}
+
+
+@pytest.mark.parametrize("block", HAS_EFFECT.values(), ids=HAS_EFFECT)
+def test_a_pattern_with_an_effect_is_taken(draw: Callable[..., Any], block: dict[str, Any]) -> None:
+    lines = (*POOLED[:-3], "gap GlobalAveragePooling2D a", "fc Dense gap", "last Conv2D add")
+    assert made(draw, lines, block) != made(draw, lines)
+
+
 def test_patterns_without_effect_and_without_match_come_in_one_message(fashion: Any) -> None:
     with pytest.raises(NoMatchError) as caught:
         tfqat.plan(fashion, {"skip": ["image", "zzz", "logits"]})
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["quantization.skip[0]", "quantization.skip[1]"]
+
+
+def test_average_pooling_that_is_a_model_output_too_stays_float(draw: Any) -> None:
+    lines = ("image InputLayer", "pool GlobalAveragePooling2D image", "fc Dense pool")
+    assert ids(plan_graph(draw(*lines), quantization_config("selective"))) == ["image", "pool", "fc/kernel"]
+    both = plan_graph(draw(*lines, outputs=("fc", "pool")), quantization_config("selective"))
+    assert ids(both) == ["pool", "fc/kernel"]
+    assert both.float_layers[0].reason.startswith("average pooling whose output is not quantized everywhere")

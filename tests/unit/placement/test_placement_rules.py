@@ -150,12 +150,34 @@ def test_average_pool(draw: Callable[..., Any], lines: Graph, skipped: tuple[str
     assert answer(rules.average_pool, draw, lines, "pool", skipped=skipped) == decision
 
 
+MAX_POOL_INT8 = "max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it"
+MAX_POOL_FLOAT = "max pooling whose output is not quantized everywhere: in the type of its input"
+# what reads `pool`, skipped, outputs, reason
+MAX_POOLS: dict[str, tuple[Graph, tuple[str, ...], tuple[str, ...], str]] = {
+    "Dense through Flatten": (("flat Flatten pool", "fc Dense flat"), (), (), MAX_POOL_INT8),
+    "another max pooling": (("next MaxPooling2D pool", "fc Dense next"), (), (), MAX_POOL_INT8),
+    "average pooling that is quantized": (("gap GlobalAveragePooling2D pool", "fc Dense gap"), (), (), MAX_POOL_INT8),
+    "average pooling that is not": (("gap GlobalAveragePooling2D pool",), (), (), MAX_POOL_FLOAT),
+    "convolution and the shortcut of its Add": (("conv Conv2D pool", "add Add pool conv"), (), (), MAX_POOL_INT8),
+    "convolution and a shortcut that is skipped": (("conv Conv2D pool", "add Add pool conv"), ("add",), (), MAX_POOL_FLOAT),
+    "an Add of three, which has no rule": (("conv Conv2D stem", "add Add conv stem pool"), (), (), MAX_POOL_FLOAT),
+    "skipped Dense": (("fc Dense pool",), ("fc",), (), MAX_POOL_FLOAT),
+    "Dense and Softmax": (("fc Dense pool", "soft Softmax pool"), (), (), MAX_POOL_FLOAT),
+    "Dense, and it is an output": (("fc Dense pool",), (), ("fc", "pool"), MAX_POOL_FLOAT),
+    "nothing": ((), (), (), MAX_POOL_FLOAT),
+}
+
+
 @pytest.mark.parametrize("class_name", ["MaxPooling2D", "GlobalMaxPooling2D"])
-def test_max_pool(draw: Callable[..., Any], class_name: str) -> None:
-    before_dense = answer(rules.max_pool, draw, (*STEM, f"pool {class_name} stem", "flat Flatten pool", "fc Dense flat"), "pool")
-    assert before_dense == KeepFloat(reason="max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it")
-    last = answer(rules.max_pool, draw, (*STEM, f"pool {class_name} stem"), "pool")
-    assert last == KeepFloat(reason="max pooling whose output is not quantized everywhere: in the type of its input")
+@pytest.mark.parametrize(("readers", "skipped", "outputs", "reason"), MAX_POOLS.values(), ids=MAX_POOLS)
+def test_max_pool(
+    draw: Callable[..., Any], class_name: str, readers: Graph, skipped: tuple[str, ...], outputs: tuple[str, ...], reason: str
+) -> None:
+    lines = (*STEM, f"pool {class_name} stem", *readers)
+    assert answer(rules.max_pool, draw, lines, "pool", skipped=skipped, outputs=outputs) == KeepFloat(reason=reason)
+
+
+def test_max_pool_does_not_match(draw: Callable[..., Any]) -> None:
     assert answer(rules.max_pool, draw, (*STEM, "pool AveragePooling2D stem"), "pool") is None
 
 
@@ -164,6 +186,30 @@ ACTIVATION_REASONS = {
     "convolution and BN": ((*STEM, "bn BatchNormalization stem", "act ReLU bn"), (), {}, "fuses with stem; Q/DQ come after the activation"),
     "skipped convolution": ((*STEM, "act ReLU stem"), ("stem",), {}, "activation after stem, which is not quantized: computes in float"),
     "input": (("image InputLayer", "act ReLU image"), (), {}, "activation after image, which is not quantized: computes in float"),
+    "BN that is not folded": (
+        (*STEM, "fc Dense stem", "bn BatchNormalization fc", "act ReLU bn"),
+        (),
+        {},
+        "activation after bn, which is not quantized: computes in float",
+    ),
+    "residual Add": (
+        (*STEM, "conv Conv2D stem", "add Add stem conv", "act ReLU add"),
+        (),
+        {},
+        "fuses with add; Q/DQ come after the activation",
+    ),
+    "skipped Add": (
+        (*STEM, "conv Conv2D stem", "add Add stem conv", "act ReLU add"),
+        ("add",),
+        {},
+        "activation after add, which is not quantized: computes in float",
+    ),
+    "Add without a convolution": (
+        (*STEM, "add Add stem stem", "act ReLU add"),
+        (),
+        {},
+        "activation after add, which is not quantized: computes in float",
+    ),
     "softmax layer": ((*STEM, "act Softmax stem"), (), {}, "softmax: computes in float"),
     "softmax activation": ((*STEM, "act Activation stem"), (), {"activation": "softmax"}, "softmax: computes in float"),
 }
@@ -249,6 +295,12 @@ def test_activation_fuses_with_the_layer_before_the_batch_norm(draw: Callable[..
     assert answer(rules.activation, draw, lines, "mul") is None
 
 
+def test_activation_fuses_with_every_add_of_the_naive_preset(draw: Callable[..., Any]) -> None:
+    graph = draw(*STEM, "add Add stem stem", "act ReLU add")
+    decision = rules.activation(View(graph=graph, skipped={}, preset="naive"), graph.node("act"))
+    assert decision == KeepFloat(reason="fuses with add; Q/DQ come after the activation")
+
+
 def test_identity(draw: Callable[..., Any]) -> None:
     lines = (*STEM, "drop Dropout stem", "flat Flatten drop", "up UpSampling2D stem")
     for name in ("drop", "flat"):
@@ -263,8 +315,8 @@ def test_anything_else_is_float_by_its_class(draw: Callable[..., Any]) -> None:
 
 def decisions(draw: Callable[..., Any], preset: str, skipped: tuple[str, ...] = ()) -> dict[str, Any]:
     graph = draw(*STEM, "conv Conv2D stem", "bn BatchNormalization conv", "add Add stem bn", "cat Concatenate add stem")
-    view = View(graph=graph, skipped={name: "skipped" for name in skipped})
-    return {node.name: rules.decide(view, node, rules.RULES[preset]) for node in graph.nodes[1:]}
+    view = View(graph=graph, skipped={name: "skipped" for name in skipped}, preset=preset)
+    return {node.name: rules.decide(view, node) for node in graph.nodes[1:]}
 
 
 def test_first_rule_that_matches_decides(draw: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from tfqat.quantize.apply import placement_of, with_fed_weights
 
 POINTS = ["image", "stem/kernel", "stem_relu", "dw/depthwise_kernel", "dw_relu", "project/kernel", "add", "pool", "fc/kernel"]
 LAYERS = [
-    *("image", "image.q", "quant_stem", "stem_bn", "stem_relu", "stem_relu.q", "quant_dw", "dw_relu", "dw_relu.q"),
-    *("quant_project", "add", "add.q", "pool", "pool.q", "quant_fc"),
+    *("image", "image.q", "stem", "stem_bn", "stem_relu", "stem_relu.q", "dw", "dw_relu", "dw_relu.q"),
+    *("project", "add", "add.q", "pool", "pool.q", "fc"),
 ]
 
 
@@ -31,8 +32,8 @@ def test_layers_and_points(net: Any) -> None:
     assert [point.id for point in tfqat.plan(net).points] == POINTS
     assert sorted(state.handles(qmodel)) == sorted(POINTS)
     read = graph.read(qmodel)
-    assert [source.layer for source in read.node("add").inputs] == ["quant_project", "stem_relu.q"]
-    assert [source.layer for source in read.node("quant_dw").inputs] == ["stem_relu.q"]
+    assert [source.layer for source in read.node("add").inputs] == ["project", "stem_relu.q"]
+    assert [source.layer for source in read.node("dw").inputs] == ["stem_relu.q"]
     assert (qmodel.name, qmodel.input_names, qmodel.output_shape) == ("net", ["image"], (None, 5))
 
 
@@ -88,7 +89,7 @@ def test_with_ranges_each_layer_computes_on_codes(net: Any, images: np.ndarray, 
 
 def test_trainable_weights_are_the_float_ones_in_their_order(net: Any) -> None:
     qmodel = tfqat.quantize_model(net)
-    assert [weight.name.removeprefix("quant_") for weight in qmodel.trainable_weights] == [weight.name for weight in net.trainable_weights]
+    assert [weight.name for weight in qmodel.trainable_weights] == [weight.name for weight in net.trainable_weights]
     assert all(np.array_equal(new, old) for new, old in zip(qmodel.trainable_weights, net.trainable_weights, strict=True))
     assert len({id(weight) for weight in qmodel.weights}) == len(qmodel.weights)
 
@@ -98,7 +99,7 @@ def test_frozen_layers_stay_frozen(net: Any) -> None:
         net.get_layer(name).trainable = False
     qmodel = tfqat.quantize_model(net)
     names = ["project/kernel:0", "project/bias:0", "fc/kernel:0", "fc/bias:0"]
-    assert [weight.name.removeprefix("quant_") for weight in qmodel.trainable_weights] == names
+    assert [weight.name for weight in qmodel.trainable_weights] == names
     assert [weight.name for weight in tfqat.strip(qmodel).trainable_weights] == names
 
 
@@ -164,7 +165,7 @@ def test_strip_gives_the_float_model_back(net: Any, images: np.ndarray, with_ran
 
 def test_strip_like_puts_trained_weights_into_a_copy(net: Any, images: np.ndarray) -> None:
     qmodel = tfqat.quantize_model(net)
-    qmodel.get_layer("quant_fc").layer.bias.assign_add(np.ones(5))
+    qmodel.get_layer("fc").layer.bias.assign_add(np.ones(5))
     before = net.get_weights()
     put_back = tfqat.strip(qmodel, like=net)
     assert np.array_equal(put_back(images).numpy(), qmodel(images).numpy())
@@ -224,6 +225,11 @@ def test_mixed_precision_is_refused() -> None:
     model = tf_keras.Model(given, layers.Conv2D(4, 3, name="c", dtype="mixed_float16")(given), name="half")
     with pytest.raises(ModelError, match=r"^layer 'c' of model 'half' computes in float16; expected float32"):
         tfqat.quantize_model(model)
+
+
+def test_something_else_than_a_model_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"^expected a tf_keras\.Model, got builtins\.str"):
+        tfqat.quantize_model("float.keras")
 
 
 def test_placement_is_read_back(net: Any) -> None:
@@ -288,3 +294,16 @@ def test_other_shapes_of_model(build: Any, preset: str) -> None:
         got, expected = made(inputs), model(inputs)
         tf.nest.assert_same_structure(got, expected)
         assert all(np.array_equal(new, old) for new, old in zip(tf.nest.flatten(got), tf.nest.flatten(expected), strict=True))
+
+
+def test_outputs_keep_their_names_also_after_a_reload(tmp_path: Path) -> None:
+    given = tf_keras.Input((4,), name="x")
+    model = tf_keras.Model(given, [layers.Dense(3, name=name)(given) for name in ("left", "right")])
+    qmodel = tfqat.quantize_model(model)
+    qmodel.save(tmp_path / "q.keras")
+    assert model.output_names == qmodel.output_names == tfqat.load_model(tmp_path / "q.keras").output_names == ["left", "right"]
+    qmodel.compile(loss={"left": "mse", "right": "mae"})
+    assert qmodel.evaluate(np.zeros((2, 4)), {"left": np.zeros((2, 3)), "right": np.zeros((2, 3))}, verbose=0, return_dict=True).keys() >= {
+        "left_loss",
+        "right_loss",
+    }

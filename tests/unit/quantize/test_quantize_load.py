@@ -89,7 +89,7 @@ def test_reload_can_be_trained_and_stripped(saved: Any, net: Any, images: np.nda
     loaded.compile("sgd", "mse")
     loaded.fit(images, np.ones((16, 5)), verbose=0)
     assert not np.array_equal(loaded(images).numpy(), saved(images).numpy())
-    assert np.array_equal(loaded.get_layer("quant_stem").layer.kernel.numpy(), net.get_layer("stem").kernel.numpy())
+    assert np.array_equal(loaded.get_layer("stem").layer.kernel.numpy(), net.get_layer("stem").kernel.numpy())
 
 
 def test_uncalibrated_model_reloads_uncalibrated(net: Any, images: np.ndarray, tmp_path: Path) -> None:

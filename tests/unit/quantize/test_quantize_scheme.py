@@ -44,7 +44,7 @@ def test_annotated_with_explicit_configs() -> None:
         annotate_layer(layers.Dense(2, name="c"), tfqat.WeightedQuantizeConfig(inputs=(), reason="weight alone")),
     )
     qmodel = quantize_apply(model, scheme=tfqat.TensorRTScheme())
-    assert [layer.name for layer in qmodel.layers] == ["x", "x.q", "quant_a", "b", "quant_c"]
+    assert [layer.name for layer in qmodel.layers] == ["x", "x.q", "a", "b", "c"]
     points = {point.id: point for point in placement_of(qmodel).points}
     assert sorted(points) == ["a/kernel", "c/kernel", "x"]
     assert (points["a/kernel"].spec, points["c/kernel"].reason) == (spec, "weight alone")
@@ -59,7 +59,7 @@ def test_annotated_layers_without_configs_follow_the_rules() -> None:
         annotate_layer(layers.Dense(2, name="b")),
     )
     qmodel = quantize_apply(model, scheme=tfqat.TensorRTScheme())
-    assert [layer.name for layer in qmodel.layers] == ["x", "x.q", "quant_a", "bn", "relu", "relu.q", "quant_b"]
+    assert [layer.name for layer in qmodel.layers] == ["x", "x.q", "a", "bn", "relu", "relu.q", "b"]
     assert np.array_equal(qmodel(ROWS).numpy(), model(ROWS).numpy())
 
 
@@ -72,6 +72,33 @@ def test_whole_model_annotated_is_the_selective_placement(net: Any, images: np.n
         assert state.handles(qmodel)[name].point.edges == handle.point.edges
         assert state.handles(qmodel)[name].point.spec == handle.point.spec
     assert np.array_equal(qmodel(images).numpy(), net(images).numpy())
+
+
+def dropped(annotate: Any) -> Any:
+    x = tf_keras.Input((4,), name="x")
+    relu = layers.ReLU(name="relu")(x)
+    drop = layers.Dropout(0.5, name="drop")(relu)
+    outputs = [annotate(layers.Dense(3, name="a"))(drop), annotate(layers.Dense(3, name="b"))(relu)]
+    return tf_keras.Model(x, layers.Concatenate(name="done")(outputs))
+
+
+@pytest.mark.parametrize("config", [None, tfqat.WeightedQuantizeConfig()], ids=["by the rules", "explicit"])
+def test_annotated_quantizers_sit_before_dropout(config: Any) -> None:
+    qmodel = quantize_apply(dropped(lambda layer: annotate_layer(layer, config)), scheme=tfqat.TensorRTScheme())
+    assert [(point.id, [edge.layer for edge in point.edges]) for point in placement_of(qmodel).activations] == [("relu", ["drop", "b"])]
+    read = graph.read(qmodel)
+    assert [read.node(name).inputs[0].layer for name in ("drop", "a", "b")] == ["relu.q", "drop", "relu.q"]
+    assert [point.edges for point in tfqat.plan(dropped(lambda layer: layer)).activations] == [
+        point.edges for point in placement_of(qmodel).activations
+    ]
+
+
+def test_an_annotated_model_of_mixed_precision_is_refused() -> None:
+    """A convolution: TFMOT's own annotation of a mixed-precision Dense fails before a scheme is asked (0.8.1)."""
+    x = tf_keras.Input((8, 8, 3))
+    model = tf_keras.Model(x, layers.Conv2D(3, 1, name="a", dtype="mixed_float16")(x), name="half")
+    with pytest.raises(tfqat.errors.ModelError, match=r"^layer 'a' of model 'half' computes in float16; expected float32"):
+        quantize_apply(annotate_model(model), scheme=tfqat.TensorRTScheme())
 
 
 def test_layers_that_share_a_tensor_share_its_quantizer_with_the_first_grid() -> None:
@@ -98,7 +125,7 @@ def test_foreign_config_beside_ours() -> None:
     )
     with tfmot.quantization.keras.quantize_scope():
         qmodel = quantize_apply(model, scheme=tfqat.TensorRTScheme())
-    assert [layer.name for layer in qmodel.layers] == ["x", "plain", "quant_theirs", "theirs.q", "quant_ours"]
+    assert [layer.name for layer in qmodel.layers] == ["x", "plain", "quant_theirs", "theirs.q", "ours"]
     assert not isinstance(qmodel.get_layer("quant_theirs"), tfqat.QuantizeWrapper)
     assert sorted(state.handles(qmodel)) == ["ours/kernel", "theirs"]
 
@@ -117,7 +144,7 @@ def test_scheme_with_a_placement_takes_its_points(net: Any) -> None:
     placement = tfqat.plan(net, {"skip": ["add", "pool"]})
     qmodel = tfqat.quantize_model(net, placement)
     assert sorted(state.handles(qmodel)) == sorted(point.id for point in placement.points)
-    assert [source.layer for source in graph.read(qmodel).node("add").inputs] == ["quant_project", "stem_relu"]
+    assert [source.layer for source in graph.read(qmodel).node("add").inputs] == ["project", "stem_relu"]
 
 
 @pytest.mark.parametrize("misuse", [layers.ReLU, layers.BatchNormalization], ids=["ReLU", "BatchNormalization"])

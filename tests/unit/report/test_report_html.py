@@ -166,6 +166,13 @@ def test_accuracy_table_puts_the_loss_last(full_run):
     assert rows[2] == ["PTQ", "91.78%", "−0.15", "0.2431", "+0.004"]
 
 
+def test_the_losses_of_two_outputs_are_no_headline(full_run):
+    values = {"loss": 0.7, "a_loss": 0.3, "b_loss": 0.4, "a_accuracy": 0.75, "b_accuracy": 0.5}
+    page = write_report(write_run(full_run, metrics={"float": values})).read_text()
+    assert cards(page)["Float"] == ("75.00%", "a accuracy")
+    assert cells(page, "accuracy")[1][1::2] == ["75.00%", "50.00%", "0.3", "0.4", "0.7"]
+
+
 def test_sizes_and_latency(full_run):
     rows = cells(write_report(full_run).read_text(), "cost")
     assert ["INT8 ONNX", "88 kB", "0.285", ""] in rows
@@ -208,6 +215,12 @@ def test_parity_table_rounds_down_and_shows_what_was_not_measured(full_run):
     assert cells(page, "parity")[-1] == ["stem_relu", "99.9998%", "1", "99.9600%", "4", "–", "–"]
     assert "Limits: local equal 0.9999." in section(page, "parity")
     assert "zero points are 0" in section(page, "parity")
+
+
+@pytest.mark.parametrize(("measured", "rows"), [(2.5e-6, [["local difference, of the largest output", "2.5×10⁻⁶"]]), (None, [])])
+def test_outputs_from_the_same_codes(measured, rows, full_run):
+    page = write_report(write_run(full_run, parity={**parity(), "local_output_difference": measured})).read_text()
+    assert [row for row in cells(page, "parity") if row[:1] == ["local difference, of the largest output"]] == rows
 
 
 def test_failed_parity_is_marked(full_run):

@@ -76,6 +76,32 @@ def test_an_unknown_number_of_steps_is_an_error() -> None:
         network().fit(unknown, epochs=1, callbacks=[StepSchedule(plan())], verbose=0)
 
 
+def averaging(steps_per_epoch: int) -> QatPlan:
+    training = {"epochs": 30, "batch_size": 8, "learning_rate": 1.0, "steps_per_epoch": steps_per_epoch}
+    return qat_plan(training, {"ema": True, "disable_phase_callbacks": False})
+
+
+OTHER_STEPS = {
+    "more batches": (lambda: data(4), "fit runs 5 steps"),
+    "fewer batches": (lambda: data(10), "fit runs 2 steps"),
+    "unknown length": (lambda: data(5).filter(lambda inputs, labels: True), "fit runs an unknown number of steps"),
+}
+
+
+@pytest.mark.parametrize(("make", "runs"), OTHER_STEPS.values(), ids=OTHER_STEPS)
+def test_averaging_over_another_number_of_steps_than_fit_runs_is_an_error(make: Any, runs: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        network().fit(make(), epochs=1, callbacks=[StepSchedule(averaging(4))], verbose=0)
+    assert str(caught.value) == (f"qat.ema averages over epochs of 4 steps, but {runs}: give fit steps_per_epoch=4 and data that repeats")
+
+
+def test_averaging_over_the_steps_that_fit_runs() -> None:
+    seen = Rates()
+    network().fit(data(4).repeat(), epochs=2, steps_per_epoch=4, callbacks=[StepSchedule(averaging(4)), seen], verbose=0)
+    network().fit(data(5), epochs=2, callbacks=[StepSchedule(averaging(4)), seen], verbose=0)
+    assert len(seen.rates) == 16
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_stops_as_soon_as_the_loss_is_not_finite(value: float) -> None:
     targets = TARGETS.copy()

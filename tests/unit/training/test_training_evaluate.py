@@ -65,7 +65,6 @@ LABELLED: dict[str, tuple[int, tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*sample_weight.*")
 @pytest.mark.parametrize("name", LABELLED)
 def test_the_outputs_of_a_model_give_what_the_model_gives(name: str) -> None:
     outputs, parts = LABELLED[name]
@@ -76,6 +75,15 @@ def test_the_outputs_of_a_model_give_what_the_model_gives(name: str) -> None:
     found = evaluate_outputs(arrays, parts, loss=LOSS, metrics=["accuracy"], names=model.output_names)
     assert found == pytest.approx(own, abs=1e-6)
     assert list(found) == list(own) and len(own) == (2 if outputs == 1 else 5)
+
+
+def test_sample_weights_weigh_the_loss_but_not_the_metrics(caplog: pytest.LogCaptureFixture) -> None:
+    """On purpose, so Keras does not ask in its log whether `weighted_metrics` were meant."""
+    model = network()
+    plain, weighted = (evaluate(model, data(*parts), loss=LOSS, metrics=["accuracy"]) for parts in ((LABELS,), (LABELS, WEIGHTS * 0)))
+    assert weighted == {"loss": 0.0, "accuracy": plain["accuracy"]}
+    assert plain["loss"] > 0.5
+    assert "sample_weight" not in caplog.text
 
 
 def test_outputs_without_names_have_names_that_do_not_change() -> None:

@@ -186,7 +186,7 @@ def test_what_stops_it_leaves_the_weights_as_they_were(name: str, tmp_path: Path
 def test_ema_validates_and_keeps_the_averaged_weights(tmp_path: Path) -> None:
     """By hand: average = 0.99 * average + 0.01 * weights after each step, and the averages become the weights after each epoch."""
     qmodel = quantized(epochs=1)
-    kernel = qmodel.get_layer("quant_a").layer.kernel
+    kernel = qmodel.get_layer("a").layer.kernel
     average, validated, raw = kernel.numpy(), [], []
 
     class Record(tf_keras.callbacks.Callback):
