@@ -78,14 +78,14 @@ def _accuracy(metrics: dict[str, Any], *, four_bit: bool) -> Iterator[Figure]:
 
 
 def _parity(parity: dict[str, Any]) -> Iterator[Figure]:
-    local, whole, floor, compiled = (parity[name] for name in ("local", "end_to_end", "noise_floor", "compiled"))
+    local, whole, floor, compiled, noisy = (parity[name] for name in ("local", "end_to_end", "noise_floor", "compiled", "perturbed"))
     text = "{:.5%}, {}".format
     kept = local["equal"] >= 0.9999 and local["max_difference"] <= 1
     yield Figure(
         name="local: equal codes, largest difference", value=text(local["equal"], local["max_difference"]), limit=">= 99.99%, 1", kept=kept
     )
-    largest = max((floor, compiled), key=lambda one: 1 - one["equal"])
-    for name, other in (("float64", floor), ("the larger noise floor", largest)):
+    largest = max((floor, compiled, noisy), key=lambda one: 1 - one["equal"])
+    for name, other in (("float64", floor), ("the largest noise floor", largest)):
         ratio = (1 - whole["equal"]) / (1 - other["equal"]) if other["equal"] < 1 else float("inf")
         kept = ratio <= 1.5 and whole["max_difference"] <= 1.5 * other["max_difference"]
         yield Figure(name=f"end to end: codes that differ, over those of {name}", value=f"{ratio:.2f}", limit="<= 1.5", kept=kept)
@@ -93,6 +93,7 @@ def _parity(parity: dict[str, Any]) -> Iterator[Figure]:
         ("end to end", whole),
         ("noise floor, float32 against float64", floor),
         ("noise floor, float32 against XLA", compiled),
+        ("noise floor, float32 with rounding noise", noisy),
     ):
         value = text(one["equal"], one["max_difference"])
         yield Figure(name=f"{name}: equal codes, largest difference", value=value, limit="", kept=True)

@@ -16,6 +16,7 @@ _PUBLIC = {
     "PerTensor": "tfqat.spec",
     "PerChannel": "tfqat.spec",
     "Calibrator": "tfqat.spec",
+    "Weight": "tfqat.placement.rules",
     "quantize_model": "tfqat.quantize.apply",
     "strip": "tfqat.quantize.apply",
     "TensorRTScheme": "tfqat.quantize.scheme",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tfqat.datasets import Data, check_labelled, load_dataset, read_through
-from tfqat.errors import DataError, RecipeError
+from tfqat.errors import DataError, PlacementError, RecipeError
+from tfqat.models.load import is_reference
 from tfqat.placement.plan import Placement
 from tfqat.placement.planner import plan
 from tfqat.quantize.load import load_model
+from tfqat.recipe.load import recipe_lines
 from tfqat.recipe.modifiers import QatPlan, qat_plan
 from tfqat.recipe.references import load_reference, resolve_path
 from tfqat.recipe.schema import Recipe
@@ -24,10 +27,34 @@ _FALLBACK: dict[Split, Split] = {"calibration": "train", "test": "validation"}  
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a recipe comes from: the file that messages cite, and the folder that its relative paths are also looked for from."""
+    """Where a recipe comes from: the file that messages cite, and the folder that its relative paths are also looked for from.
+
+    `lines` says where each of its values stands (see `recipe_lines`). `unsafe` is for a model file whose Lambda layers the user trusts.
+    """
 
     file: str
     folder: Path
+    lines: Mapping[str, str] = field(default_factory=dict)
+    unsafe: bool = False
+
+    @classmethod
+    def of(cls, path: Path, overrides: Sequence[str] = (), *, unsafe: bool = False) -> Origin:
+        """The origin of a recipe file."""
+        return cls(file=str(path), folder=path.parent, lines=recipe_lines(path, overrides), unsafe=unsafe)
+
+    @contextlib.contextmanager
+    def with_lines(self) -> Iterator[None]:
+        """Puts the line before each key of the recipe that an error names: `recipes/x.yaml:12: quantization.skip[0]: ...`.
+
+        Raises:
+            PlacementError: as raised within the block.
+        """
+        try:
+            yield
+        except PlacementError as error:
+            keys = sorted(self.lines, key=len, reverse=True)
+            known = re.compile("|".join(rf"\b{re.escape(key)}(?![\w.\[])" for key in keys if "[" in key) or r"(?!)")
+            raise type(error)(known.sub(lambda match: f"{self.lines[match[0]]}: {match[0]}", str(error))) from error
 
     @contextlib.contextmanager
     def citing(self, key: str) -> Iterator[None]:
@@ -77,7 +104,8 @@ def load_inputs(recipe: Recipe, origin: Origin, advance: Callable[[], None] = la
     loss = make_loss(recipe.training.loss)
     check_metrics(recipe.training.metrics)
     model = load_recipe_model(recipe, origin)
-    placement = plan(model, recipe.quantization)
+    with origin.with_lines():
+        placement = plan(model, recipe.quantization)
     schedule = None if recipe.ptq_only else qat_plan(recipe.training, recipe.qat)
     loaded: dict[str, Data] = {}  # by reference: what two keys name is loaded and read once
 
@@ -112,11 +140,27 @@ def load_recipe_model(recipe: Recipe, origin: Origin) -> Any:
 
     Raises:
         RecipeError: there is no such file; says which key names it and where it was looked for.
+        DataError: a custom object cannot be imported.
         ModelError: it is corrupt, or of a kind that tfqat cannot take.
     """
-    with origin.citing("model.source"):
-        path = resolve_path(recipe.model.source, origin.folder)
-    return load_model(path)
+    source: str | Path = recipe.model.source
+    if not is_reference(source):
+        with origin.citing("model.source"):
+            source = resolve_path(source, origin.folder)
+    return load_model(source, custom_objects(recipe, origin), unsafe=origin.unsafe, base=origin.folder)
+
+
+def custom_objects(recipe: Recipe, origin: Origin) -> dict[str, Any]:
+    """The classes of custom layers that a recipe names.
+
+    Raises:
+        DataError: one cannot be imported; names the recipe's key.
+    """
+    custom = {}
+    for name, reference in recipe.model.custom_objects.items():
+        with origin.citing(f"model.custom_objects.{name}"):
+            custom[name] = load_reference(reference, base=origin.folder)
+    return custom
 
 
 def load_data(recipe: Recipe, split: Split, origin: Origin, model: Any) -> Data:

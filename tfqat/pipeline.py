@@ -44,6 +44,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     out: str | Path = "runs",
+    unsafe: bool = False,
     progress: Progress | None = None,
     on_placement: Callable[[Placement], None] = lambda placement: None,
 ) -> RunResult:
@@ -53,6 +54,7 @@ def run(
         recipe: the path of a recipe, or a Recipe (its paths are then relative to the working directory).
         overrides: such as `quantization.activations.percentile=99.9`, for a path.
         out: the folder that gets the run directory.
+        unsafe: also load Lambda layers, whose Python code comes from the model file and can do anything.
         progress: who is told; None tells nobody.
         on_placement: called with the placement before anything is computed with it.
 
@@ -66,7 +68,11 @@ def run(
     """
     progress = progress or Silent()
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    origin = Origin(file="", folder=Path.cwd()) if isinstance(recipe, Recipe) else Origin(file=str(recipe), folder=Path(recipe).parent)
+    origin = (
+        Origin(file="", folder=Path.cwd(), unsafe=unsafe)
+        if isinstance(recipe, Recipe)
+        else Origin.of(Path(recipe), overrides, unsafe=unsafe)
+    )
     tf_keras.utils.set_random_seed(loaded.seed)
     with progress.stage("Load model and data") as advance:
         inputs = load_inputs(loaded, origin, advance)
@@ -87,8 +93,9 @@ def _stages(run: Run) -> RunResult:
     _begin(run)
     quantized_model.evaluate_float(run)
     qmodel = quantized_model.quantize(run)
+    calibrated = qmodel.get_weights()
     qat = quantized_model.fine_tune_model(run, qmodel)
-    exported, model = quantized_model.choose(run, qmodel, qat)
+    exported, model = quantized_model.choose(run, qmodel, qat, calibrated)
     export = graph.export(run, model)
     graph.run_onnx(run, model, export)
     parity = graph.prove(run, model, export)

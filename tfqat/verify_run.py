@@ -8,13 +8,13 @@ from pathlib import Path
 from tfqat.errors import DataError
 from tfqat.export.parity import ParityReport
 from tfqat.export.verify import verify
-from tfqat.inputs import Origin, load_data
+from tfqat.inputs import Origin, custom_objects, load_data
 from tfqat.quantize.load import load_model
 from tfqat.recipe.load import load_recipe
 from tfqat.run_directory import MANIFEST, exported_model, read_json
 
 
-def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int = 1000) -> ParityReport:
+def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int = 1000, unsafe: bool = False) -> ParityReport:
     """Compare an exported graph with the model that a run exported, on the run's test data.
 
     Relative paths of the recipe are looked for from where the run was started and from where its recipe lay; if they are not there any
@@ -24,18 +24,20 @@ def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int =
         run_directory: the directory of a run.
         onnx: the graph; None takes the run's own.
         examples: how many examples to compare.
+        unsafe: also load Lambda layers, whose Python code comes from the model file and can do anything.
 
     Raises:
         TfqatError: the directory holds no run that came this far, the data cannot be loaded, or the graph is of another model.
     """
     directory = run_directory.resolve()
     path = onnx.resolve() if onnx else directory / "model.onnx"
-    model = load_model(directory / exported_model(read_json(directory, "metrics.json")))
+    file = directory / exported_model(read_json(directory, "metrics.json"))
     recipe = load_recipe(directory / "recipe.yaml")
     failures: list[DataError] = []
     for working_directory, origin in _places(directory):
         with contextlib.chdir(working_directory):
             try:
+                model = load_model(file, custom_objects(recipe, origin), unsafe=unsafe)
                 data = load_data(recipe, "test", origin, model)
             except DataError as error:
                 failures.append(error)

@@ -90,6 +90,7 @@ def parity_table(parity: ParityReport) -> Table:
         ("end to end", parity.end_to_end),
         ("noise floor: float32 against float64", parity.noise_floor),
         ("noise floor: float32 against XLA", parity.compiled),
+        ("noise floor: float32 with rounding noise", parity.perturbed),
     )
     for label, difference in rows:
         table.add_row(label, f"{difference.equal:.5%}", str(difference.max_difference))

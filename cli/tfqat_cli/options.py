@@ -12,3 +12,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the recipe, such as quantization.activations.percentile=99.9; repeatable."),
 ]
+Unsafe = Annotated[
+    bool, typer.Option("--unsafe", help="Also load Lambda layers: their Python code comes from the model file and can do anything.")
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from tfqat.calibration.methods import amax_of
 from tfqat.calibration.observers import observe
 from tfqat.datasets import check_batch, inputs_of
 from tfqat.errors import DataError
+from tfqat.placement.plan import QPoint
 from tfqat.quantize import state
 from tfqat.spec import METHODS
 
@@ -74,7 +76,8 @@ class Calibration:
 def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibration:
     """Choose the range of every quantizer of `qmodel` and set it; afterwards all quantizers are enabled.
 
-    Activations are observed in float, over one pass; each point's own calibrator chooses its amax. Weights get the largest magnitude
+    Activations are observed in float, over one pass; each point's own calibrator chooses its amax, from the values of all points that
+    share its scale. Weights get the largest magnitude
     of each channel.
 
     Args:
@@ -103,7 +106,7 @@ def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibra
         if handle.weight is not None:
             points[name] = _weight_range(name, handle)
         else:
-            points[name] = _choose(histograms[name], handle)
+            points[name] = _choose(histograms[name], _of_group(histograms, handles, handle.point), handle)
     calibration = Calibration(points=points, batches=seen, examples=examples)
     apply(qmodel, calibration)
     return calibration
@@ -136,11 +139,19 @@ def _weight_range(name: str, handle: state.Handle) -> PointCalibration:
     return PointCalibration(amax=amax, method="max")
 
 
-def _choose(histogram: Histogram, handle: state.Handle) -> PointCalibration:
+def _of_group(histograms: Mapping[str, Histogram], handles: Mapping[str, state.Handle], point: QPoint) -> Histogram:
+    """What the range of a point is chosen from: its own values, and those of every point that shares its scale."""
+    if point.scale_group is None:
+        return histograms[point.id]
+    members = [histograms[name] for name, handle in handles.items() if name in histograms and handle.point.scale_group == point.scale_group]
+    return functools.reduce(Histogram.merge, members)
+
+
+def _choose(own: Histogram, values: Histogram, handle: state.Handle) -> PointCalibration:
     calibrator, spec = handle.point.calibrator, handle.point.spec
-    candidates = {method: amax_of(histogram, replace(calibrator, method=method), spec) for method in METHODS}
+    candidates = {method: amax_of(values, replace(calibrator, method=method), spec) for method in METHODS}
     return PointCalibration(
-        amax=np.asarray(candidates[calibrator.method], np.float32), method=calibrator.describe(), candidates=candidates, histogram=histogram
+        amax=np.asarray(candidates[calibrator.method], np.float32), method=calibrator.describe(), candidates=candidates, histogram=own
     )
 
 

@@ -15,7 +15,7 @@ Three forms of the multiplying kernel:
    Products on a shared input are merged (`v+k+q`).
 2. `__myl_CastMulCastCastMulFc`, of type runtime_fusion: operations in the order that they run. A Cast before the product means
    that int8 codes are turned into floats first, so that the product is not Int8 x Int8 whatever the kernel reads.
-3. `_gemm_mha_v2`: a whole attention block; it has no constants, all inputs are operands.
+3. `_gemm_mha_v2`: a whole attention block; its inputs are q, k, a mask or bias if there is one, and v.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class Kernel:
     @property
     def operands(self) -> tuple[str, ...]:
         """The data types of the data and of the weights; of all inputs if no constant can be the weights (forms 1 and 3)."""
+        if self.name.startswith("_gemm_mha"):  # q, k, a mask if there is one, v
+            return tuple(tensor.dtype for tensor in (*self.inputs[:2], *self.inputs[-1:]))
         weights = [constant.dtype for constant in self.constants if constant.dtype == INT8 or _is_matrix(constant)]
         if weights:
             return (*(tensor.dtype for tensor in self.inputs[:1]), weights[0])

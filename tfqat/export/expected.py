@@ -54,14 +54,16 @@ def expected_of(qmodel: Any, *, fold_batchnorm: bool = True) -> Expected:
 def onnx_layout(codes: np.ndarray, scale: np.ndarray, weight: str) -> tuple[np.ndarray, np.ndarray, int | None]:
     """A Keras weight's codes and scales in ONNX's layout, with the axis of the scales. Export reads the layout off the graph instead.
 
-    kernel of Conv2D            (H, W, in, out)         -> (out, in, H, W),           axis 0
-    depthwise_kernel            (H, W, in, multiplier)  -> (in * multiplier, 1, H, W), axis 0
-    kernel of Dense             (in, out)               -> (in, out),                  axis 1
+    kernel of Conv1D, 2D, 3D    (*size, in, out)         -> (out, in, *size),            axis 0
+    kernel of ConvTranspose     (*size, out, in)         -> (in, out, *size),            one scale
+    depthwise_kernel            (*size, in, multiplier)  -> (in * multiplier, 1, *size), axis 0
+    kernel of Dense             (in, out)                -> (in, out),                   axis 1
     """
+    size = range(codes.ndim - 2)
     if weight == "depthwise_kernel":
-        codes, axis = codes.transpose(2, 3, 0, 1).reshape(-1, 1, *codes.shape[:2]), 0
-    elif codes.ndim == 4:
-        codes, axis = codes.transpose(3, 2, 0, 1), 0
+        codes, axis = codes.transpose(codes.ndim - 2, codes.ndim - 1, *size).reshape(-1, 1, *codes.shape[:-2]), 0
+    elif codes.ndim > 2:
+        codes, axis = codes.transpose(codes.ndim - 1, codes.ndim - 2, *size), 0
     else:
         axis = 1
     return codes, scale.reshape(-1) if scale.ndim else scale, axis if scale.ndim else None
@@ -70,4 +72,4 @@ def onnx_layout(codes: np.ndarray, scale: np.ndarray, weight: str) -> tuple[np.n
 def _in_onnx_layout(handle: state.Handle) -> WeightCodes:
     weight = str(handle.point.weight)
     codes, scale, axis = onnx_layout(*state.weight_codes(handle), weight)
-    return WeightCodes(layer=handle.point.source, weight=weight, codes=codes, scale=scale, axis=axis)
+    return WeightCodes(layer=handle.point.given_source, weight=weight, codes=codes, scale=scale, axis=axis)

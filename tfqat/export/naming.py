@@ -73,7 +73,8 @@ def settle_constants(graph: ir.Graph) -> None:
                 value = kept.setdefault(key, value)
                 node.replace_input_with(index, value)
             if value not in ordered.values():
-                name = str(value.name) if own else f"{node.name}.in{index}"
+                bias = index == 2 and node.op_type in ("Conv", "ConvTranspose", "Gemm")
+                name = str(value.name) if own else f"{node.name}/bias" if bias else f"{node.name}.in{index}"
                 ordered["zero_point" if node.op_type == "QuantizeLinear" and index == 2 else name] = value
     graph.initializers.clear()
     for name, value in ordered.items():

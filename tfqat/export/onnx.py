@@ -13,7 +13,8 @@ import onnx_ir as ir
 from tfqat import __version__, files
 from tfqat.errors import ExportError
 from tfqat.export import naming, passes, tf2onnx_adapter
-from tfqat.export.passes import BatchNormResult
+from tfqat.export.fold import BatchNormResult, Codes, fold_batch_norms
+from tfqat.export.plain import plain
 from tfqat.export.weights import WeightInput, quantize_weights
 from tfqat.placement.plan import QPoint
 from tfqat.quantize import state
@@ -63,12 +64,17 @@ def export_onnx(
     _check_widths(activations)
     markers = {point.id: tf2onnx_adapter.Marker(point, ranges[point.id], number=number) for number, point in enumerate(activations)}
     with tf2onnx_adapter.quiet_converters():
-        model, weight_inputs = with_fed_weights(qmodel, lambda point: markers[point.id])
+        folded = fold_batch_norms(qmodel, enabled=fold_batchnorm)
+        model, weight_inputs = with_fed_weights(
+            qmodel, lambda point: markers[point.id], clone=plain, biases=folded.biases, dropped=folded.dropped
+        )
     converted = tf2onnx_adapter.convert(model, opset=opset, markers=tuple(markers.values()))
     graph = converted.graph
-    quantize_weights(graph, [_weight_input(handles[point], name) for point, name in weight_inputs.items()])
+    quantize_weights(graph, [_weight_input(handles[point].point, name, folded.codes) for point, name in weight_inputs.items()])
+    passes.join_quantizers(graph)
     passes.cancel_transposes(graph)
-    batch_norms = passes.fold_batch_norms(graph) if fold_batchnorm else ()
+    passes.plain_resizes(graph)
+    passes.padded_average_pools(graph)
     operations = naming.name_after_layers(graph, [layer.name for layer in model.layers], prefix=model.name)
     naming.settle_constants(graph)
     naming.name_dimensions(graph)
@@ -80,7 +86,7 @@ def export_onnx(
         size_bytes=size,
         activations=len(activations),
         weights=len(handles) - len(activations),
-        batch_norms=batch_norms,
+        batch_norms=folded.batch_norms,
         operations=operations,
     )
 
@@ -90,10 +96,11 @@ def export_float_onnx(model: Any, path: str | Path, *, opset: int = 17) -> int:
     return _write(tf2onnx_adapter.convert(model, opset=opset), Path(path), {})
 
 
-def _weight_input(handle: state.Handle, input_name: str) -> WeightInput:
-    codes, scale = state.weight_codes(handle)
-    point = handle.point
-    return WeightInput(layer=point.source, weight=str(point.weight), input_name=input_name, codes=codes, scale=scale, axes=point.spec.axes)
+def _weight_input(point: QPoint, input_name: str, codes: Mapping[str, Codes]) -> WeightInput:
+    found = codes[point.source]
+    return WeightInput(
+        layer=point.given_source, weight=str(point.weight), input_name=input_name, codes=found.codes, scale=found.scale, axes=found.axes
+    )
 
 
 def _check_widths(points: list[QPoint]) -> None:

@@ -1,28 +1,43 @@
-"""The passes over the structure of tf2onnx's graph: transposes that undo each other, and BatchNorm folded into scales.
+"""The passes over the structure of tf2onnx's graph.
 
-Every pass of export changes the graph it is given and says what it changed. Their order: weights.quantize_weights, cancel_transposes,
-fold_batch_norms, naming.name_after_layers, naming.settle_constants, naming.name_dimensions.
+Every pass of export changes the graph it is given and says what it changed. Their order: weights.quantize_weights, join_quantizers,
+cancel_transposes, plain_resizes, padded_average_pools, naming.name_after_layers, naming.settle_constants, naming.name_dimensions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from tfqat.export.edit import add_initializer, constant_of, dequantize_before, permutation_of, remove_unused
-from tfqat.numerics import TINY
+from tfqat.export.edit import permutation_of, remove_unused
+
+_MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchNormResult:
-    """Whether the BatchNorm of a node was folded; if not, why."""
+def join_quantizers(graph: ir.Graph) -> int:
+    """Put each DequantizeLinear right behind its QuantizeLinear again, where tf2onnx has moved a Transpose in between.
 
-    node: str
-    folded: bool
-    reason: str
+    before   Q -> Transpose -> DQ -> y          after   Q -> DQ -> Transpose -> y
+
+    Requires: nothing. Ensures: a point has one layout. Returns: how many were joined.
+    """
+    joined = 0
+    for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        first: ir.Node | None = None
+        value = node.inputs[0]
+        while value is not None and (producer := value.producer()) is not None and producer.op_type in _MOVES and len(value.uses()) == 1:
+            first, value = producer, producer.inputs[0]
+        source = value.producer() if value is not None else None
+        last = node.inputs[0]
+        if first is None or last is None or source is None or source.op_type != "QuantizeLinear":
+            continue
+        convenience.replace_all_uses_with(node.outputs[0], last)
+        graph.remove(node)
+        graph.insert_before(first, node)
+        node.replace_input_with(0, value)
+        first.replace_input_with(0, node.outputs[0])
+        joined += 1
+    return joined
 
 
 def cancel_transposes(graph: ir.Graph) -> int:
@@ -47,62 +62,43 @@ def cancel_transposes(graph: ir.Graph) -> int:
     return removed
 
 
-def fold_batch_norms(graph: ir.Graph) -> tuple[BatchNormResult, ...]:
-    """Fold each BatchNormalization into the scales of the convolution before it; the magnitudes of all codes stay.
+def plain_resizes(graph: ir.Graph) -> int:
+    """Write nearest resizing by whole factors in the form that every runtime has.
 
-        before   y = gamma * (Conv(x, code * s) + b - mean) / sqrt(var + eps) + beta
-        after    y = Conv(x, code' * s') + b'
-                 g = gamma / sqrt(var + eps);  s' = s * |g|;  code' = code * sign(g);  b' = beta + (b - mean) * g
+    before   Resize(tf_half_pixel_for_nn, floor)          after   Resize(asymmetric, floor)
 
-    Codes can be negated because weights use [-hi, hi]. A channel with g = 0 gets codes 0 and the smallest scale.
-    Computed in float64 and rounded once. Source: Jacob et al. 2018, section 3.2, for scales instead of weights.
+    Both repeat each value `factor` times: floor((i + 0.5) / factor) = floor(i / factor). The first form is deprecated since opset 13, and
+    TensorRT does not parse it with `floor`.
 
-    Requires: quantize_weights. Ensures: a folded convolution has a float32 bias and a per-channel scale.
+    Requires: nothing. Ensures: no such node is left. Returns: how many were changed.
     """
-    return tuple(_fold_batch_norm(graph, node) for node in list(graph) if node.op_type == "BatchNormalization")
+    changed = 0
+    for node in graph:
+        if node.op_type != "Resize" or node.attributes.get_string("mode", "nearest") != "nearest":
+            continue
+        scales = convenience.get_const_tensor(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        if scales is None or not all(float(scale).is_integer() for scale in scales.numpy()):
+            continue
+        if node.attributes.get_string("coordinate_transformation_mode") == "tf_half_pixel_for_nn":
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
+            changed += 1
+    return changed
 
 
-def fold_obstacle(norm: ir.Node) -> str:
-    """Why a BatchNormalization cannot be folded; empty if it can."""
-    conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-    if conv is None or conv.op_type != "Conv":
-        return "no convolution right before it"
-    dequantize = conv.inputs[1].producer() if conv.inputs[1] is not None else None
-    if dequantize is None or dequantize.op_type != "DequantizeLinear":
-        return f"the weight of {conv.name} is not quantized"
-    if len(list(conv.outputs[0].uses())) != 1 or conv.outputs[0].is_graph_output():
-        return f"the output of {conv.name} is read elsewhere too"
-    return ""
+def padded_average_pools(graph: ir.Graph) -> int:
+    """Say that average pooling without padding counts the padding: the same numbers, and TensorRT for RTX runs only this form in INT8.
+
+    before   AveragePool(pads=0)          after   AveragePool(pads=0, count_include_pad=1)
+
+    Requires: nothing. Ensures: the values of the graph stay. Returns: how many were changed. Source: builds with TensorRT for RTX 1.7.1.
+    """
+    pools = [node for node in graph if node.op_type == "AveragePool" and _pads_nothing(node)]
+    for node in pools:
+        node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
+    return len(pools)
 
 
-def _fold_batch_norm(graph: ir.Graph, norm: ir.Node) -> BatchNormResult:
-    name = norm.name or "BatchNormalization"
-    obstacle = fold_obstacle(norm)
-    conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-    dequantize = conv.inputs[1].producer() if not obstacle and conv is not None and conv.inputs[1] is not None else None
-    if conv is None or dequantize is None:
-        return BatchNormResult(node=name, folded=False, reason=obstacle)
-    _fold_into(graph, conv, dequantize, norm)
-    return BatchNormResult(node=name, folded=True, reason=f"folded into the scales of {conv.name}")
-
-
-def _fold_into(graph: ir.Graph, conv: ir.Node, dequantize: ir.Node, norm: ir.Node) -> None:
-    codes = constant_of(dequantize.inputs[0])
-    channels = codes.shape[0]
-    scale = np.broadcast_to(constant_of(dequantize.inputs[1]), (channels,)).astype(np.float64)
-    gamma, beta, mean, variance = (constant_of(value).astype(np.float64) for value in norm.inputs[1:5])
-    bias = constant_of(conv.inputs[2]).astype(np.float64) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
-    gain = gamma / np.sqrt(variance + norm.attributes["epsilon"].as_float())
-    signs = np.sign(gain).astype(np.int8).reshape(-1, *[1] * (codes.ndim - 1))
-    folded_scale = np.maximum(scale * np.abs(gain), TINY).astype(np.float32)
-    folded_bias = (beta + (bias - mean) * gain).astype(np.float32)
-    name = str(dequantize.name).removesuffix("/DQ")
-    weight = dequantize_before(graph, conv, name, codes * signs, folded_scale, axis=0)
-    constant = add_initializer(graph, f"{name.rpartition('/')[0]}/bias", folded_bias)
-    folded = ir.node("Conv", [conv.inputs[0], weight, constant], attributes=conv.attributes, name=conv.name)
-    folded.meta.update(conv.meta)
-    folded.outputs[0].shape, folded.outputs[0].type = norm.outputs[0].shape, norm.outputs[0].type
-    graph.insert_before(conv, folded)
-    convenience.replace_all_uses_with(norm.outputs[0], folded.outputs[0], replace_graph_outputs=True)
-    graph.remove([norm, conv, dequantize], safe=True)
-    remove_unused(graph)
+def _pads_nothing(node: ir.Node) -> bool:
+    pads = node.attributes.get_ints("pads", ())
+    fits = not node.attributes.get_int("ceil_mode", 0)
+    return fits and not any(pads) and node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")

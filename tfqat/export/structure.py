@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -11,10 +12,12 @@ from onnx_ir import convenience
 
 from tfqat.export.edit import MATRIX_OPS
 from tfqat.export.expected import Expected, WeightCodes
-from tfqat.export.passes import fold_obstacle
+from tfqat.models.graph import CALL
 from tfqat.numerics import TINY
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
+# What may stand between a DequantizeLinear and the operation that reads it: TensorRT moves these before the DequantizeLinear.
+_MOVING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Pad", "Identity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ def _wanted_nodes(expected: Expected) -> set[str]:
 
 def _points_are_there(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     yield from (f"{name} is missing" for name in missing_nodes(graph, expected))
-    found = {str(node.name) for node in graph if node.op_type in (Q, DQ)}
+    found = {str(node.name) for node in graph if node.op_type in (Q, DQ)} - {str(node.name) for _, node in _weight_nodes(graph, expected)}
     yield from (f"{name} belongs to no quantization point" for name in sorted(found - _wanted_nodes(expected)))
 
 
@@ -94,6 +97,8 @@ def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterabl
     """Equal code for code; a channel may be negated as a whole, which folding a BatchNorm with a negative gamma does."""
     for weight, node in _weight_nodes(graph, expected):
         found, wanted = _array(node.inputs[0]), weight.codes.astype(np.int16)
+        if _without_ones(found.shape) == _without_ones(wanted.shape):
+            found = found.reshape(wanted.shape)  # a convolution over one axis is written as one over two, of which one has size 1
         if found.shape != wanted.shape:
             yield f"{weight.layer}/{weight.weight} has codes of shape {found.shape}, the model {wanted.shape}"
             continue
@@ -110,7 +115,7 @@ def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterabl
 def _nothing_between_weight_and_operation(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for _, node in _weight_nodes(graph, expected):
         readers = [reader.op_type for reader, _ in node.outputs[0].uses()]
-        if len(readers) != 1 or readers[0] not in MATRIX_OPS:
+        if not readers or not set(readers) <= set(MATRIX_OPS):
             yield f"{node.name} is read by {', '.join(readers) or 'nothing'}"
 
 
@@ -127,7 +132,7 @@ def _inputs_of_weighted_operations_are_quantized(graph: ir.Graph, expected: Expe
     for _, node in _weight_nodes(graph, expected):
         for reader, _ in node.outputs[0].uses():
             source = reader.inputs[0].producer() if reader.inputs[0] is not None else None
-            while source is not None and source.op_type in ("Reshape", "Transpose", "Squeeze", "Flatten"):
+            while source is not None and source.op_type in _MOVING:
                 source = source.inputs[0].producer() if source.inputs[0] is not None else None
             if source is None or source.op_type != DQ:
                 yield f"{reader.name} reads a float activation"
@@ -142,7 +147,7 @@ def _biases_are_float32(graph: ir.Graph, _: Expected) -> Iterable[str]:
 
 def _batch_norms_are_folded(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for node in graph:
-        if expected.fold_batchnorm and node.op_type == "BatchNormalization" and not fold_obstacle(node):
+        if expected.fold_batchnorm and node.op_type == "BatchNormalization" and not _fold_obstacle(node):
             yield f"{node.name} could be folded into the convolution before it"
 
 
@@ -171,9 +176,14 @@ def _activation_nodes(graph: ir.Graph, expected: Expected) -> list[tuple[ir.Node
 
 
 def _weight_nodes(graph: ir.Graph, expected: Expected) -> list[tuple[WeightCodes, ir.Node]]:
-    by_name = {node.name: node for node in graph if node.op_type == DQ}
-    found = [(weight, by_name.get(f"{weight.layer}/{weight.weight}/DQ")) for weight in expected.weights]
-    return [(weight, node) for weight, node in found if node is not None]
+    """The DQ nodes of each weight: one, or one for each layout that the calls of a shared layer read it in (`conv/kernel@2/DQ`)."""
+    weights = {f"{weight.layer}/{weight.weight}": weight for weight in expected.weights}
+    found = [(weights.get(re.sub(rf"({CALL}\d+)?/DQ$", "", node.name or "")), node) for node in graph if node.op_type == DQ]
+    return [(weight, node) for weight, node in found if weight is not None]
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
 
 
 def _channel_axis(codes: np.ndarray) -> int:
@@ -184,3 +194,16 @@ def _channel_axis(codes: np.ndarray) -> int:
 def _array(value: ir.Value | None) -> np.ndarray:
     tensor = convenience.get_const_tensor(value) if value is not None else None
     return np.asarray(tensor.numpy()) if tensor is not None else np.array(np.nan, np.float32)
+
+
+def _fold_obstacle(norm: ir.Node) -> str:
+    """Why a BatchNormalization cannot be folded; empty if it can."""
+    conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+    if conv is None or conv.op_type != "Conv":
+        return "no convolution right before it"
+    dequantize = conv.inputs[1].producer() if conv.inputs[1] is not None else None
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return f"the weight of {conv.name} is not quantized"
+    if len(list(conv.outputs[0].uses())) != 1 or conv.outputs[0].is_graph_output():
+        return f"the output of {conv.name} is read elsewhere too"
+    return ""

@@ -76,7 +76,7 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
             input_signature=signature,
             opset=opset,
             optimizers=optimizers,
-            custom_op_handlers={_MARKER: (_quantizer_handler(markers or (), foreign), [])},
+            custom_op_handlers={_MARKER: (_quantizer_handler(markers or (), foreign), []), "Erfc": (_complementary_error_function, [])},
         )
     if foreign:
         raise ExportError(
@@ -128,6 +128,16 @@ def _quantizer_handler(markers: Sequence[Marker], foreign: list[str]) -> Any:
         )
 
     return handler
+
+
+def _complementary_error_function(context: Any, node: Any, name: str, args: Any) -> None:
+    """erfc(x) = 1 - erf(x), for the exact GELU; tf2onnx 1.17 knows Erf only."""
+    inputs, outputs = list(node.input), list(node.output)
+    shape, dtype = context.get_shape(node.output[0]), context.get_dtype(node.output[0])
+    context.remove_node(name)
+    one = context.make_const(f"{name}/one", np.array(1, np.float32)).output[0]
+    erf = context.make_node("Erf", inputs, name=f"{name}/Erf", shapes=[shape], dtypes=[dtype])
+    context.make_node("Sub", [one, erf.output[0]], outputs=outputs, name=f"{name}/Sub", shapes=[shape], dtypes=[dtype])
 
 
 def _check_no_tensorflow_ops(proto: onnx.ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,20 @@ from tfqat.export.onnx import FOLD_BATCHNORM
 from tfqat.export.parity import CodeDifference, OutputParity, ParityReport, PointParity
 from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.models import graph as model_graph
+from tfqat.models.graph import TensorRef
 from tfqat.quantize import state
 
 # All points of a batch are in memory at once, in Keras twice and in ONNX Runtime twice.
 BATCH = 50
+_REPETITIONS = ("noise 1", "noise 2", "noise 3")
 
 
 def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, examples: int = 1000) -> ParityReport:
     """Compare a quantized model with the graph that was exported from it.
 
     The graph is run by ONNX Runtime literally, every Q and DQ as it is written. Codes are compared
-    locally (each segment between points is fed Keras's codes), end to end, and between Keras in float32 and the same Keras graph in float64
-    and compiled by XLA: the noise floor.
+    locally (each segment between points is fed Keras's codes), end to end, and between Keras in float32 and the same Keras graph in
+    float64, compiled by XLA, and with every tensor that is quantized off by at most one unit in the last place: the noise floor.
 
     Args:
         qmodel: the calibrated quantized model.
@@ -87,6 +90,19 @@ def _load(path: Path) -> ir.Model:
         raise ExportError(f"{path} is not an ONNX model: {error}") from error
 
 
+class _RoundingNoise(tf_keras.layers.Layer):  # type: ignore[misc]
+    """Moves every value by up to one unit in the last place, as another order of summation would; `seed` chooses the noise."""
+
+    def __init__(self, seed: tf.Variable, number: int) -> None:
+        super().__init__(name=f"tfqat_noise_{number}")
+        object.__setattr__(self, "_seed", seed)  # past Keras's tracking, which would make it a weight
+        self.number = number
+
+    def call(self, inputs: Any) -> Any:
+        unit = float(np.finfo(np.float32).eps)  # one unit in the last place of 1.0
+        return inputs * (1.0 + tf.random.stateless_uniform(tf.shape(inputs), tf.stack([self._seed, self.number]), -unit, unit))
+
+
 @dataclass(frozen=True)
 class _Codes:
     """A model that returns the tensors that enter its quantizers, and its outputs."""
@@ -98,12 +114,34 @@ class _Codes:
     @classmethod
     def of(cls, qmodel: Any, *, compiled: bool = False) -> _Codes:
         tensors = state.activation_inputs(qmodel)
-        model = tf_keras.Model(qmodel.inputs, [*tensors.values(), *qmodel.outputs])
+        return cls._reading(qmodel, tensors, state.handles(qmodel), compiled)
+
+    @classmethod
+    def noisy(cls, qmodel: Any, seed: tf.Variable) -> _Codes:
+        """A copy of the model with rounding noise before every quantizer."""
+        noises: dict[str, _RoundingNoise] = {}
+
+        def replace(layer: Any) -> Any:
+            copy, point = model_graph.clone_layer(layer), state.point_of(layer)
+            if point is None:
+                return copy
+            noise = noises[point.id] = _RoundingNoise(seed, len(noises))
+            return lambda tensor, **_: copy(noise(tensor))
+
+        model = model_graph.rebuild(qmodel, replace=replace)
+        model_graph.copy_weights(qmodel, model)
+        tensors = model_graph.tensors(model)
+        noised = {name: tensors[TensorRef(layer=noise.name)] for name, noise in noises.items()}
+        return cls._reading(model, noised, state.handles(qmodel), False)
+
+    @classmethod
+    def _reading(cls, model: Any, tensors: Mapping[str, Any], handles: Mapping[str, state.Handle], compiled: bool) -> _Codes:
+        reading = tf_keras.Model(model.inputs, [*tensors.values(), *model.outputs])
 
         def run(inputs: Any) -> Any:
-            return model(inputs, training=False)
+            return reading(inputs, training=False)
 
-        return cls(tuple(tensors), tf.function(run, jit_compile=True) if compiled else run, state.handles(qmodel))
+        return cls(tuple(tensors), tf.function(run, jit_compile=True) if compiled else run, handles)
 
     def __call__(self, inputs: Any) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         values = tf.nest.flatten(self.run(inputs))
@@ -115,18 +153,21 @@ class _Codes:
 
 
 class _Comparison:
-    """Runs the same batches through Keras (float32, float64) and ONNX Runtime (whole, cut) and gathers the differences."""
+    """Runs the same batches through Keras (float32, and each noise floor) and ONNX Runtime (whole, cut) and gathers the differences."""
 
     def __init__(self, qmodel: Any, path: Path) -> None:
         self._keras = _Codes.of(qmodel)
         self._keras64 = _Codes.of(model_graph.as_float64(qmodel))
         self._compiled: _Codes | None = _Codes.of(qmodel, compiled=True)
+        self._seed = tf.Variable(0, dtype=tf.int32)
+        self._noisy = _Codes.noisy(qmodel, self._seed)
         self._whole = runtime.session(cut.observed(str(path), self._keras.points), literal=True)
         self._cut = runtime.session(cut.segmented(str(path), self._keras.points), literal=True)
         self._input_names = [value.name for value in self._whole.get_inputs()]
         self._layouts: dict[str, tuple[int, ...]] = {}
-        self._found: dict[str, list[tuple[CodeDifference, ...]]] = {name: [] for name in self._keras.points}
+        self._found: dict[str, dict[str, list[CodeDifference]]] = {name: {} for name in self._keras.points}
         self._outputs: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+        self._noise: list[float] = []
         self.local_output_difference = 0.0
 
     def add(self, inputs: Any) -> int:
@@ -134,18 +175,15 @@ class _Comparison:
         given = [inputs[name] for name in self._input_names] if isinstance(inputs, Mapping) else tf.nest.flatten(inputs)
         arrays = [np.asarray(value) for value in given]
         codes, outputs = self._keras(inputs)
-        codes64, _ = self._keras64(tf.nest.map_structure(lambda value: tf.cast(value, tf.float64), inputs))
         fed = dict(zip(self._input_names, arrays, strict=True))
         onnx_outputs, whole = self._run(self._whole, fed)
         if not self._layouts:
             self._layouts = {name: _layout(codes[name], whole[name]) for name in codes}
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
         local_outputs, local = self._run(self._cut, {**fed, **{f"given/{name}": array for name, array in in_layout.items()}})
-        compiled = self._compiled_codes(inputs)
-        for name, array in in_layout.items():
-            pairs = ((array, local[name]), (array, whole[name]), (codes[name], codes64[name]))
-            xla = CodeDifference.between(codes[name], compiled[name]) if compiled else CodeDifference()
-            self._found[name].append((*(CodeDifference.between(*pair) for pair in pairs), xla))
+        self._record("local", in_layout, local)
+        self._record("end_to_end", in_layout, whole)
+        self._add_floors(inputs, codes, outputs)
         self._outputs.append((outputs, onnx_outputs))
         apart = [_relative_difference(one, other) for one, other in zip(outputs, local_outputs, strict=True)]
         self.local_output_difference = float(np.max([self.local_output_difference, *apart]))  # NaN stays
@@ -153,23 +191,52 @@ class _Comparison:
 
     def points(self) -> tuple[PointParity, ...]:
         """The differences of every point over all batches."""
-        merged = {name: [CodeDifference.total(kind) for kind in zip(*found, strict=True)] for name, found in self._found.items()}
+        merged = {name: {kind: CodeDifference.total(batches) for kind, batches in kinds.items()} for name, kinds in self._found.items()}
+        noisiest = max(_REPETITIONS, key=lambda kind: sum(kinds[kind].different for kinds in merged.values()))
         return tuple(
-            PointParity(id=name, local=local, end_to_end=whole, noise_floor=floor, compiled=compiled)
-            for name, (local, whole, floor, compiled) in merged.items()
+            PointParity(
+                id=name,
+                local=kinds["local"],
+                end_to_end=kinds["end_to_end"],
+                noise_floor=kinds["float64"],
+                compiled=kinds.get("compiled", CodeDifference()),
+                perturbed=kinds[noisiest],
+            )
+            for name, kinds in merged.items()
         )
 
     def output_parity(self) -> OutputParity:
         """The worst of all outputs over all batches."""
         sides = ([np.concatenate(batches) for batches in zip(*side, strict=True)] for side in zip(*self._outputs, strict=True))
-        return OutputParity.worst(OutputParity.between(keras, onnx) for keras, onnx in zip(*sides, strict=True))
+        pairs = zip(*sides, self._noise, strict=True)
+        return OutputParity.worst(OutputParity.between(keras, onnx, noise) for keras, onnx, noise in pairs)
 
-    def _compiled_codes(self, inputs: Any) -> dict[str, np.ndarray] | None:
-        """Keras's codes as XLA computes them; None if it cannot compile the graph, which is then left out of the noise floor."""
+    def _add_floors(self, inputs: Any, codes: Mapping[str, np.ndarray], outputs: list[np.ndarray]) -> None:
+        """Compare Keras with itself: in float64, compiled, and with rounding noise."""
+        found = {"float64": self._keras64(tf.nest.map_structure(lambda value: tf.cast(value, tf.float64), inputs))}
+        if (compiled := self._run_compiled(inputs)) is not None:
+            found["compiled"] = compiled
+        for number, kind in enumerate(_REPETITIONS):
+            self._seed.assign(len(self._outputs) * len(_REPETITIONS) + number)
+            found[kind] = self._noisy(inputs)
+        for kind, (others, _) in found.items():
+            self._record(kind, codes, others)
+        apart = [
+            max(float(np.abs(output - others[index]).max(initial=0.0)) for _, others in found.values())
+            for index, output in enumerate(outputs)
+        ]
+        self._noise = [max(pair) for pair in zip(apart, self._noise or apart, strict=True)]
+
+    def _record(self, kind: str, codes: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> None:
+        for name, array in codes.items():
+            self._found[name].setdefault(kind, []).append(CodeDifference.between(array, others[name]))
+
+    def _run_compiled(self, inputs: Any) -> tuple[dict[str, np.ndarray], list[np.ndarray]] | None:
+        """What XLA computes; None if it cannot compile the graph, which is then left out of the noise floor."""
         if self._compiled is None:
             return None
         try:
-            return self._compiled(inputs)[0]
+            return self._compiled(inputs)
         except tf.errors.OpError:
             self._compiled = None
             return None
@@ -183,13 +250,14 @@ class _Comparison:
 
 
 def _layout(keras: np.ndarray, onnx: np.ndarray) -> tuple[int, ...]:
-    """The permutation from Keras's layout to the graph's: none, or channels first; where both fit the shape, the one that agrees more."""
-    identity = tuple(range(keras.ndim))
-    channels_first = (0, keras.ndim - 1, *range(1, keras.ndim - 1))
-    fitting = [permutation for permutation in (identity, channels_first) if keras.transpose(permutation).shape == onnx.shape]
+    """The permutation from Keras's layout to the graph's, which leaves the batch axis; where several fit the shape, the one that agrees."""
+    permutations = [(0, *axes) for axes in itertools.permutations(range(1, keras.ndim))] if keras.ndim else [()]
+    fitting = [permutation for permutation in permutations if keras.transpose(permutation).shape == onnx.shape]
     if not fitting:
         raise ExportError(f"a tensor of shape {keras.shape} in Keras has the shape {onnx.shape} in the ONNX graph; expected the same axes")
-    return max(fitting, key=lambda permutation: CodeDifference.between(keras.transpose(permutation), onnx).equal)
+    if len(fitting) == 1:
+        return fitting[0]
+    return max(fitting, key=lambda permutation: CodeDifference.between(keras[:2].transpose(permutation), onnx[:2]).equal)
 
 
 def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from tfqat.errors import ExportError
 from tfqat.export.edit import MATRIX_OPS, SETTLED, constant_of, dequantize_before, permutation_of
+from tfqat.models.graph import CALL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,10 @@ def quantize_weights(graph: ir.Graph, weights: Iterable[WeightInput]) -> None:
     Requires: the inputs. Ensures: they are gone, nothing stands between DequantizeLinear and the operation, and the operation is
     named after its layer.
 
+    A layer that is called several times has one weight and several operations, which share its codes.
+
     Raises:
-        ExportError: an input does not end in exactly one convolution or matrix product, or its channels do not lie along one axis there.
+        ExportError: an input ends elsewhere than in convolutions or matrix products, or its channels do not lie along one axis there.
     """
     for weight in weights:
         source = next((value for value in graph.inputs if value.name == weight.input_name), None)
@@ -47,34 +50,54 @@ def quantize_weights(graph: ir.Graph, weights: Iterable[WeightInput]) -> None:
             raise ExportError(
                 f"layer {weight.layer!r}: the ONNX graph lost its weight {weight.weight!r}; is the layer part of the outputs?"
             )
-        layout, (operation, position) = _way_to_operation(weight, source)
-        codes = _through(layout, weight.codes)
-        axis, channels = _channel_axis(weight, layout)
-        scale = weight.scale.reshape(-1)[channels] if axis is not None else weight.scale
-        operation.replace_input_with(position, dequantize_before(graph, operation, f"{weight.layer}/{weight.weight}", codes, scale, axis))
-        operation.name, operation.meta[SETTLED] = weight.layer, True
-        graph.remove(list(reversed(layout)), safe=True)
+        dequantized: dict[tuple[object, ...], ir.Value] = {}
+        between: list[ir.Node] = []
+        for number, (layout, (operation, position)) in enumerate(_ways_to_operations(weight, source), start=1):
+            operand = _operand(graph, weight, layout, operation, dequantized)
+            operation.replace_input_with(position, operand)
+            operation.name, operation.meta[SETTLED] = weight.layer if number == 1 else f"{weight.layer}{CALL}{number}", True
+            between += [node for node in layout if node not in between]
+        graph.remove(list(reversed(between)), safe=True)
         graph.inputs.remove(source)
 
 
-def _way_to_operation(weight: WeightInput, source: ir.Value) -> tuple[list[ir.Node], tuple[ir.Node, int]]:
-    """The nodes that only change the layout of the weight, and the operation that reads it, with the position of the operand."""
-    layout: list[ir.Node] = []
-    value = source
-    while True:
-        readers = list(value.uses())
-        if len(readers) != 1:
-            raise ExportError(f"layer {weight.layer!r}: its weight is read {len(readers)} times in the ONNX graph; expected once")
-        node, position = readers[0]
-        if node.op_type in MATRIX_OPS:
-            return layout, (node, position)
-        if node.op_type not in _LAYOUT_OPS:
-            raise ExportError(
-                f"layer {weight.layer!r}: its weight goes into {node.op_type} in the ONNX graph, which no rule brings into an INT8 form; "
-                "leave the layer float (quantization.skip)"
-            )
-        layout.append(node)
-        value = node.outputs[0]
+def _operand(
+    graph: ir.Graph, weight: WeightInput, layout: list[ir.Node], operation: ir.Node, dequantized: dict[tuple[object, ...], ir.Value]
+) -> ir.Value:
+    """The dequantized weight as an operation reads it; operations that read it in one layout share it."""
+    codes = _through(layout, weight.codes)
+    axis, channels = _channel_axis(weight, layout)
+    scale = weight.scale.reshape(-1)[channels] if axis is not None else weight.scale
+    key = (axis, codes.shape, codes.tobytes(), scale.tobytes())
+    if key not in dequantized:
+        name = f"{weight.layer}/{weight.weight}" + (f"{CALL}{len(dequantized) + 1}" if dequantized else "")
+        dequantized[key] = dequantize_before(graph, operation, name, codes, scale, axis)
+    return dequantized[key]
+
+
+def _ways_to_operations(weight: WeightInput, source: ir.Value) -> list[tuple[list[ir.Node], tuple[ir.Node, int]]]:
+    """For each operation that reads the weight: the nodes that only change its layout, and the operation with the operand's position.
+
+    In the order of the graph, so that what stands before the first operation stands before the others.
+    """
+    found: list[tuple[list[ir.Node], tuple[ir.Node, int]]] = []
+    open_ends: list[tuple[list[ir.Node], ir.Value]] = [([], source)]
+    while open_ends:
+        layout, value = open_ends.pop()
+        for node, position in value.uses():
+            if node.op_type in MATRIX_OPS:
+                found.append((layout, (node, position)))
+            elif node.op_type in _LAYOUT_OPS:
+                open_ends.append(([*layout, node], node.outputs[0]))
+            else:
+                raise ExportError(
+                    f"layer {weight.layer!r}: its weight goes into {node.op_type} in the ONNX graph, which no rule brings into INT8; "
+                    "leave the layer float (quantization.skip)"
+                )
+    if not found:
+        raise ExportError(f"layer {weight.layer!r}: no operation of the ONNX graph reads its weight {weight.weight!r}")
+    order = {node: number for number, node in enumerate(source.graph or ())}
+    return sorted(found, key=lambda way: order[way[1][0]])
 
 
 def _through(layout: Iterable[ir.Node], array: np.ndarray) -> np.ndarray:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tfqat.models.names import given_name
 from tfqat.spec import Calibrator, QuantSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """Input number `index` of layer `layer`: one place where a tensor is consumed."""
+    """Input number `index` of node `layer` (`conv`, or `conv@2` for the second call of a shared layer): where a tensor is consumed."""
 
     layer: str
     index: int = 0
@@ -22,7 +23,7 @@ class QPoint:
 
     `source` is the layer that produces the tensor, or owns the weight. For an activation, `edges` are the consumers that see
     the quantized tensor (all other consumers see the float one) and `output` is the index of the tensor among the outputs of
-    `source`; for a weight, `weight` is the attribute that holds it, such as `kernel`.
+    `source`; for a weight, `weight` is the attribute that holds it, such as `kernel`. The points of one `scale_group` share one scale.
     """
 
     id: str
@@ -34,6 +35,12 @@ class QPoint:
     edges: tuple[Edge, ...] = ()
     output: int = 0
     weight: str | None = None
+    scale_group: str | None = None
+
+    @property
+    def given_source(self) -> str:
+        """`source` as the user's model called it; the same but for names that tf_keras refuses."""
+        return given_name(self.source)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,48 +1,69 @@
-"""Plans the placement of a model: applies the preset's rules to every layer, then the recipe's skips and overrides."""
+"""Plans the placement of a model: applies the preset's rules to every layer, then the recipe's skips, forces and overrides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from tfqat.errors import NoMatchError, PlacementError
+from tfqat.errors import PlacementError
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, Node, TensorRef
-from tfqat.placement import rules
+from tfqat.models.load import canonical
+from tfqat.models.names import given_name
+from tfqat.placement import patterns, rules
+from tfqat.placement.patterns import Target, matching, names_of, names_of_reads, selected
 from tfqat.placement.plan import FloatLayer, Placement, QPoint
 from tfqat.placement.reads import Read, by_tensor, edges_of, point_id
-from tfqat.placement.select import matches, no_match
+from tfqat.placement.rules import Decision, KeepFloat, Quantize, View, Weight
+from tfqat.placement.scale_groups import scale_groups
 from tfqat.recipe.load import quantization_config
-from tfqat.recipe.schema import Override, QuantizationConfig
+from tfqat.recipe.schema import QuantizationConfig
 from tfqat.spec import Calibrator, PerChannel, PerTensor, QuantSpec
 
-# What the layers lack that a pattern without effect matches, and what to do.
-QUANTIZER = "a quantizer {listed}, so it changes nothing; name the layers that read the tensor"
-WEIGHT = f"a quantized weight {{listed}}, so it changes nothing; weights are those of {', '.join(sorted(rules.WEIGHTS))}"
+
+class LayerConfig(Protocol):
+    """What a QuantizeConfig says of a layer class of the user's own."""
+
+    inputs: tuple[int, ...]
+    weight: Weight | None
 
 
-def plan(model: Any, quantization: str | Mapping[str, Any] | QuantizationConfig = "selective") -> Placement:
+Configs = Mapping[str, LayerConfig]
+"""Layer class name -> its QuantizeConfig."""
+
+
+def plan(
+    model: Any, quantization: str | Mapping[str, Any] | QuantizationConfig = "selective", *, configs: Configs | None = None
+) -> Placement:
     """The placement of a model.
 
     Args:
-        model: a flat functional tf_keras model, or a Sequential.
+        model: a functional or Sequential model of tf_keras or Keras 3; the placement is that of its canonical form (`tfqat.load_model`).
         quantization: a preset (`naive`, `hybrid`, `selective`), the `quantization` block of a recipe as a mapping, or a QuantizationConfig.
+        configs: QuantizeConfigs of layer classes of your own, by class name.
 
     Returns:
         Every quantization point in topological order, and every layer left float, each with its reason.
 
     Raises:
         NoMatchError: patterns that match no layer, or change nothing, all of them in one message.
-        PlacementError: a `skip` with the preset `naive`, or no layer that can be quantized.
+        PlacementError: a `skip` with the preset `naive`, a `force` that cannot be obeyed, overrides that conflict, or no layer that can
+            be quantized.
+        ModelError: the model cannot be read.
     """
-    return plan_graph(model_graph.read(model), quantization_config(quantization))
+    return plan_graph(model_graph.read(canonical(model)), quantization_config(quantization), configs=configs)
 
 
-def plan_graph(graph: ModelGraph, config: QuantizationConfig) -> Placement:
+def plan_graph(graph: ModelGraph, config: QuantizationConfig, *, configs: Configs | None = None) -> Placement:
     """`plan` for a model that has been read already."""
-    decisions = _decisions(rules.View(graph=graph, skipped=_skipped(graph, config), preset=config.preset))
-    _check_patterns(graph, decisions, config)
-    points = (*_activation_points(graph, decisions, config), *_weight_points(graph, decisions, config))
+    skipped = {layer: _skip_reason(config, where) for layer, where in selected(graph, config.skip, "skip").items()}
+    view = _view(graph, config, configs, skipped)
+    patterns.check_choice(_view(graph, config, configs, {}, forced=False), config)
+    planned = _Planned.of(view)
+    without_skips = _decisions(_view(graph, config, configs, {})) if skipped else planned.decisions
+    patterns.check_effect(view, without_skips, config, *planned.targets())
+    points = (*planned.activation_points(config), *planned.weight_points(config))
     if not points:
         raise PlacementError(
             f"preset {config.preset!r} quantizes no layer of this model: it has none of {', '.join(sorted(rules.WEIGHTS))} left to quantize"
@@ -53,141 +74,139 @@ def plan_graph(graph: ModelGraph, config: QuantizationConfig) -> Placement:
         points=tuple(sorted(points, key=lambda point: (order[_anchor(point)], point.kind))),
         float_layers=tuple(
             FloatLayer(layer=name, class_name=graph.node(name).class_name, reason=decision.reason)
-            for name, decision in decisions.items()
-            if isinstance(decision, rules.KeepFloat)
+            for name, decision in planned.decisions.items()
+            if isinstance(decision, KeepFloat)
         ),
     )
 
 
-def _decisions(view: rules.View) -> dict[str, rules.Decision]:
-    return {node.name: rules.decide(view, node) for node in view.graph.nodes if node.class_name != "InputLayer"}
+def weight_spec(weight: Weight, *, num_bits: int = 8, per_channel: bool = True) -> QuantSpec:
+    """The grid of a weight: narrow range, one scale per output channel or one for all."""
+    axes = weight.channel_axes
+    return QuantSpec(num_bits=num_bits, granularity=PerChannel(axes=axes) if per_channel and axes else PerTensor(), narrow_range=True)
 
 
-def _activation_points(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> list[QPoint]:
-    """One point per tensor, whatever number of layers read its quantized form."""
-    return [_activation_point(tensor, reads, config) for tensor, reads in by_tensor(graph, _reads(graph, decisions)).items()]
+@dataclass(frozen=True)
+class _Planned:
+    """What the rules say of every node, and which tensors are read quantized by whom."""
 
+    graph: ModelGraph
+    decisions: Mapping[str, Decision]
+    tensors: Mapping[TensorRef, tuple[Read, ...]]
+    groups: Mapping[TensorRef, int]
 
-def _quantized(graph: ModelGraph, decisions: Mapping[str, rules.Decision]) -> list[Node]:
-    return [node for node in graph.nodes if isinstance(decisions.get(node.name), rules.Quantize)]
+    @classmethod
+    def of(cls, view: View) -> _Planned:
+        decisions = _decisions(view)
+        reads = [
+            Read.of(node, index, decision.inputs, decision.reason)
+            for node in view.graph.nodes
+            if isinstance(decision := decisions.get(node.name), Quantize)
+            for index in decision.inputs
+        ]
+        tensors = by_tensor(view.graph, reads)
+        return cls(view.graph, decisions, tensors, scale_groups(view.graph, decisions, tensors))
 
+    def targets(self) -> tuple[list[Target], list[Target]]:
+        """Every weight, and every activation, with the names that overrides find it by."""
+        return [self._weight_target(node) for node in self._weighted()], [self._target(tensor) for tensor in self.tensors]
 
-def _reads(graph: ModelGraph, decisions: Mapping[str, rules.Decision]) -> list[Read]:
-    return [
-        Read.of(node, index, decision.inputs, decision.reason)
-        for node in graph.nodes
-        if isinstance(decision := decisions.get(node.name), rules.Quantize)
-        for index in decision.inputs
-    ]
+    def activation_points(self, config: QuantizationConfig) -> list[QPoint]:
+        """One point per tensor, whatever number of layers read its quantized form."""
+        return [self._activation_point(tensor, reads, config) for tensor, reads in self.tensors.items()]
 
+    def weight_points(self, config: QuantizationConfig) -> list[QPoint]:
+        """One point per quantized weight, however often its layer is called."""
+        return [self._weight_point(node, config) for node in self._weighted()]
 
-def _activation_point(tensor: TensorRef, reads: tuple[Read, ...], config: QuantizationConfig) -> QPoint:
-    _, settings = config.resolve(_matching(config, [(point_id(tensor, reads), ""), *_override_names(reads)]))
-    return QPoint(
-        id=point_id(tensor, reads),
-        kind="activation",
-        source=tensor.layer,
-        output=tensor.index,
-        spec=QuantSpec(num_bits=settings.num_bits),
-        calibrator=Calibrator(method=settings.calibrator, percentile=settings.percentile),
-        edges=edges_of(reads),
-        reason="; ".join(dict.fromkeys(read.reason for read in reads)),
-    )
-
-
-def _override_names(reads: Iterable[Read]) -> list[tuple[str, str]]:
-    """The (name, class name) pairs by which an override finds an activation: the layers that read it, and the ids of their inputs."""
-    return [pair for read in reads for pair in ((read.node.name, read.node.class_name), (read.id, ""))]
-
-
-def _weight_points(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> list[QPoint]:
-    return [_weight_point(node, config) for node in _quantized(graph, decisions) if node.class_name in rules.WEIGHTS]
-
-
-def _weight_point(node: Node, config: QuantizationConfig) -> QPoint:
-    settings, _ = config.resolve(_matching(config, [(node.name, node.class_name)]))
-    spec = weight_spec(node.class_name, num_bits=settings.num_bits, per_channel=settings.granularity == "per_channel")
-    return QPoint(
-        id=f"{node.name}/{rules.WEIGHTS[node.class_name].attribute}",
-        kind="weight",
-        source=node.name,
-        weight=rules.WEIGHTS[node.class_name].attribute,
-        spec=spec,
-        calibrator=Calibrator(method=settings.calibrator),
-        reason=f"weight of {node.class_name}",
-    )
-
-
-def weight_spec(class_name: str, *, num_bits: int = 8, per_channel: bool = True) -> QuantSpec:
-    """The grid of a layer class's weight: narrow range, one scale per output channel or one for all."""
-    axes = rules.WEIGHTS[class_name].channel_axes
-    return QuantSpec(num_bits=num_bits, granularity=PerChannel(axes=axes) if per_channel else PerTensor(), narrow_range=True)
-
-
-def _matching(config: QuantizationConfig, named: Sequence[tuple[str, str]]) -> list[Override]:
-    """The overrides that match any of the (name, class name) pairs, in their order."""
-    return [override for override in config.overrides if _found(override.match, named)]
-
-
-def _skipped(graph: ModelGraph, config: QuantizationConfig) -> dict[str, str]:
-    """Layer name -> reason, for every layer that a skip pattern selects; the first pattern that does gives the reason."""
-    skipped: dict[str, str] = {}
-    for pattern in config.skip:
-        for node in graph.nodes:
-            if _found(pattern, _skip_names(node)):
-                skipped.setdefault(node.name, f"skipped by the recipe: {pattern!r}")
-    return skipped
-
-
-def _skip_names(node: Node) -> list[tuple[str, str]]:
-    """The (name, class name) pairs that a skip pattern may match: an Add is skipped by the id of its shortcut too."""
-    shortcut = [(f"{node.name}:shortcut", "")] if node.class_name == "Add" else []
-    return [(node.name, node.class_name), *shortcut]
-
-
-def _check_patterns(graph: ModelGraph, decisions: Mapping[str, rules.Decision], config: QuantizationConfig) -> None:
-    if config.preset == "naive" and config.skip:
-        raise PlacementError(
-            "quantization.skip: preset 'naive' quantizes every supported layer; use 'hybrid' or 'selective' to skip layers"
+    def _activation_point(self, tensor: TensorRef, reads: tuple[Read, ...], config: QuantizationConfig) -> QPoint:
+        _, settings = config.resolve(matching(config, self._target(tensor)))
+        return QPoint(
+            id=point_id(tensor, reads),
+            kind="activation",
+            source=tensor.layer,
+            output=tensor.index,
+            spec=QuantSpec(num_bits=settings.num_bits),
+            calibrator=Calibrator(method=settings.calibrator, percentile=settings.percentile),
+            edges=edges_of(reads),
+            reason="; ".join(dict.fromkeys(read.reason for read in reads)),
+            scale_group=self._group_name(tensor),
         )
-    layers = [(node.name, node.class_name) for node in graph.nodes]
-    tensors = by_tensor(graph, _reads(graph, decisions)).items()
-    activations = [*_override_names(read for _, reads in tensors for read in reads), *((point_id(*item), "") for item in tensors)]
-    weights = [(node.name, node.class_name) for node in _quantized(graph, decisions) if node.class_name in rules.WEIGHTS]
-    skippable = _skippable(graph, config)
-    checks = [(f"quantization.skip[{index}]", pattern, skippable, QUANTIZER) for index, pattern in enumerate(config.skip)]
-    for index, override in enumerate(config.overrides):
-        sets_weights, sets_activations = (bool(block and block.model_fields_set) for block in (override.weights, override.activations))
-        changed = [*(weights if sets_weights else ()), *(activations if sets_activations else ())]
-        checks.append((f"quantization.overrides[{index}].match", override.match, changed, QUANTIZER if sets_activations else WEIGHT))
-    missing = [
-        _without_effect(pattern, [*layers, *activations], len(layers), where, lacking)
-        for where, pattern, changed, lacking in checks
-        if not _found(pattern, changed)
-    ]
-    if missing:
-        raise NoMatchError("\n".join(missing))
+
+    def _weight_point(self, node: Node, config: QuantizationConfig) -> QPoint:
+        weight = self._weight(node)
+        settings, _ = config.resolve(matching(config, self._weight_target(node)))
+        return QPoint(
+            id=f"{given_name(node.layer)}/{weight.attribute}",
+            kind="weight",
+            source=node.layer,
+            weight=weight.attribute,
+            spec=weight_spec(weight, num_bits=settings.num_bits, per_channel=settings.granularity == "per_channel"),
+            calibrator=Calibrator(method=settings.calibrator),
+            reason=f"weight of {node.class_name}",
+        )
+
+    def _weighted(self) -> list[Node]:
+        nodes = [node for node in self.graph.nodes if isinstance(found := self.decisions.get(node.name), Quantize) and found.weight]
+        return list({node.layer: node for node in reversed(nodes)}.values())[::-1]  # the first call of each layer
+
+    def _weight(self, node: Node) -> Weight:
+        decision = self.decisions[node.name]
+        assert isinstance(decision, Quantize) and decision.weight is not None  # `_weighted` chose it
+        return decision.weight
+
+    def _weight_target(self, node: Node) -> Target:
+        return Target(id=f"{given_name(node.layer)}/{self._weight(node).attribute}", names=names_of(node))
+
+    def _target(self, tensor: TensorRef) -> Target:
+        """What overrides find a tensor by; tensors that share one scale are found by the names of all of them."""
+        members = [tensor] if tensor not in self.groups else [other for other in self.groups if self.groups[other] == self.groups[tensor]]
+        named = [
+            pair for member in members for pair in ((point_id(member, self.tensors[member]), ""), *names_of_reads(self.tensors[member]))
+        ]
+        return Target(id=point_id(tensor, self.tensors[tensor]), names=tuple(dict.fromkeys(named)))
+
+    def _group_name(self, tensor: TensorRef) -> str | None:
+        if tensor not in self.groups:
+            return None
+        first = next(other for other in self.tensors if self.groups.get(other) == self.groups[tensor])
+        return point_id(first, self.tensors[first])
 
 
-def _skippable(graph: ModelGraph, config: QuantizationConfig) -> list[tuple[str, str]]:
-    """The (name, class name) pairs of what the preset would quantize if nothing were skipped."""
-    decisions = _decisions(rules.View(graph=graph, skipped={}, preset=config.preset))
-    return [pair for node in _quantized(graph, decisions) for pair in _skip_names(node)]
+def _view(
+    graph: ModelGraph, config: QuantizationConfig, configs: Configs | None, skipped: Mapping[str, str], *, forced: bool = True
+) -> View:
+    declared = {
+        layer.class_name: Quantize(
+            inputs=layer.inputs,
+            reason=f"{layer.class_name}: declared by the recipe",
+            weight=Weight(attribute=layer.weight, channel_axes=layer.channel_axes) if layer.weight else None,
+        )
+        for layer in config.custom_layers
+    }
+    given = {
+        name: Quantize(inputs=layer.inputs, reason=f"{name}: by its QuantizeConfig", weight=layer.weight)
+        for name, layer in (configs or {}).items()
+    }
+    return rules.view(
+        graph,
+        preset=config.preset,
+        skipped=skipped,
+        forced=selected(graph, config.force, "force") if forced else (),
+        custom={**declared, **given},
+        small_products_float=config.small_products == "float",
+    )
 
 
-def _without_effect(pattern: str, known: Sequence[tuple[str, str]], layers: int, where: str, lacking: str) -> str:
-    """The message for a pattern that changes nothing: it matches no layer, or only layers (or inputs of layers) that lack what it sets."""
-    matched = list(dict.fromkeys(name for name, class_name in known if matches(pattern, name=name, class_name=class_name)))
-    if not matched:
-        return no_match(pattern, known, layers=layers, where=where)
-    listed = ", ".join(matched[:5]) + (", ..." if len(matched) > 5 else "")
-    return f"{where}: pattern {pattern!r} matches only layers without {lacking.format(listed=f'({listed})')}"
+def _decisions(view: View) -> dict[str, Decision]:
+    return {node.name: view.decide(node) for node in view.graph.nodes if node.class_name != "InputLayer"}
 
 
-def _found(pattern: str, named: Sequence[tuple[str, str]]) -> bool:
-    return any(matches(pattern, name=name, class_name=class_name) for name, class_name in named)
+def _skip_reason(config: QuantizationConfig, where: str) -> str:
+    index = int(where.rpartition("[")[2].removesuffix("]"))
+    return f"skipped by the recipe: {config.skip[index]!r}"
 
 
 def _anchor(point: QPoint) -> str:
-    """The layer at whose place a point is listed: the first that reads the activation, or the owner of the weight."""
+    """The node at whose place a point is listed: the first that reads the activation, or the owner of the weight."""
     return point.edges[0].layer if point.kind == "activation" else point.source

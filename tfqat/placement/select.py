@@ -1,4 +1,7 @@
-"""Selects layers by pattern: a name glob (`stem_*`), a regular expression (`re:block[12]_.*`), or a layer class (`DepthwiseConv2D`)."""
+"""Selects layers by pattern: a name glob (`stem_*`), a regular expression (`re:block[12]_.*`), or a layer class (`DepthwiseConv2D`).
+
+A layer of a nested model is called by its path, `backbone/conv1`; `backbone` selects all of them.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ REGEX_PREFIX = "re:"
 
 
 def matches(pattern: str, *, name: str, class_name: str) -> bool:
-    """Whether a pattern selects a layer. A regular expression must match the whole name.
+    """Whether a pattern selects a layer. A regular expression must match the whole name; a name selects what is under it too.
 
     Raises:
         PlacementError: the regular expression cannot be compiled.
     """
     if not pattern.startswith(REGEX_PREFIX):
-        return fnmatch.fnmatchcase(name, pattern) or pattern == class_name
+        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*") or pattern == class_name
     try:
         return re.fullmatch(pattern.removeprefix(REGEX_PREFIX), name) is not None
     except re.error as error:

@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras.quantize import quantize_annotate_layer, quantize_apply
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_annotate import QuantizeAnnotate
 
 from tfqat.errors import ModelError, PlacementError
 from tfqat.models import graph as model_graph
+from tfqat.models.load import canonical, copy_of, with_origins
 from tfqat.placement.plan import Placement, QPoint
 from tfqat.placement.planner import plan
+from tfqat.placement.rules import Weight
 from tfqat.quantize import state
 from tfqat.quantize.configs import InputQuantizeConfig, WeightedQuantizeConfig
 from tfqat.quantize.fed_weight import FedWeight
 from tfqat.quantize.quantizers import ActivationQuantizer
-from tfqat.quantize.scheme import TensorRTScheme
+from tfqat.quantize.scheme import insert_quantizers
 from tfqat.quantize.wrapper import QuantizeWrapper
 from tfqat.recipe.schema import QuantizationConfig
 
 
-def quantize_model(model: Any, quantization: str | Mapping[str, Any] | QuantizationConfig | Placement = "selective") -> Any:
+def quantize_model(
+    model: Any,
+    quantization: str | Mapping[str, Any] | QuantizationConfig | Placement = "selective",
+    *,
+    configs: Mapping[str, InputQuantizeConfig] | None = None,
+) -> Any:
     """A model with fake quantizers where the placement says.
 
     Until `tfqat.calibrate` has given its quantizers their ranges they pass values on, so the new model computes what `model` computes.
+    It is what TFMOT's `quantize_apply` makes with a `TensorRTScheme` of the placement, without the copies that TFMOT makes on the way.
 
     Args:
-        model: a flat functional tf_keras model, or a Sequential; it is not changed.
+        model: a functional or Sequential model of tf_keras or Keras 3; it is not changed.
         quantization: a preset, the `quantization` block of a recipe, or a Placement from `tfqat.plan`.
+        configs: QuantizeConfigs of layer classes of your own, by class name, such as
+            `{"MyConv": tfqat.WeightedQuantizeConfig(weight=tfqat.Weight(attribute="kernel", channel_axes=(3,)))}`.
 
     Returns:
-        A tf_keras.Model with the inputs, outputs and weights of `model`.
+        A tf_keras.Model with the inputs, outputs and weights of `model`, in its canonical form (see `tfqat.load_model`).
 
     Raises:
         PlacementError: the placement names a layer that the model does not have.
         ModelError: the model cannot be read (see `tfqat.load_model`), or computes in another type than float32.
     """
+    model = canonical(model)
     model_graph.check_float32(model)
-    placement = quantization if isinstance(quantization, Placement) else plan(model, quantization)
+    placement = quantization if isinstance(quantization, Placement) else plan(model, quantization, configs=configs)
     _check_fits(model, placement)
-    weights = {point.source: point for point in placement.weights}
-    inputs = {edge.layer for point in placement.activations for edge in point.edges}
-
-    def annotate(layer: Any) -> Any:
-        copy = model_graph.clone_layer(layer)
-        if layer.name in weights:
-            point = weights[layer.name]
-            return quantize_annotate_layer(copy, WeightedQuantizeConfig(weights=point.spec, reason=point.reason))
-        return quantize_annotate_layer(copy, InputQuantizeConfig()) if layer.name in inputs else copy
-
-    annotated = model_graph.rebuild(model, replace=annotate)
-    _copy_into_annotated(model, annotated)
-    return quantize_apply(annotated, scheme=TensorRTScheme(placement))
+    weighted = {
+        point.source: WeightedQuantizeConfig(
+            weights=point.spec, weight=Weight(attribute=str(point.weight), channel_axes=point.spec.axes), reason=point.reason
+        )
+        for point in placement.weights
+    }
+    return insert_quantizers(model, weighted, placement.activations)
 
 
 def strip(qmodel: Any, like: Any = None) -> Any:
@@ -61,18 +65,33 @@ def strip(qmodel: Any, like: Any = None) -> Any:
 
     Args:
         qmodel: a quantized model; it is not changed.
-        like: a tf_keras model of the same layers; the result is then a copy of it with these weights. None rebuilds the model.
+        like: the model that the quantized one was made from, of tf_keras or Keras 3, nested or not; the result is then a copy of it with
+            the weights of `qmodel`. None gives the canonical model.
 
     Raises:
         ModelError: `like` lacks a layer, or has one of another shape.
     """
+    trained = {layer.name: layer for layer in map(_inner, qmodel.layers) if layer.weights}
+    if like is None:
+        stripped = _unwrapped(qmodel)
+        for layer in stripped.layers:
+            if layer.weights:
+                _set_weights(layer, trained)
+        return stripped
+    copy = copy_of(like)
+    for name, variables in with_origins(copy).origins.items():
+        _assign(name, variables, trained)
+    return copy
 
-    stripped = _unwrapped(qmodel) if like is None else model_graph.clone(like)
-    _set_all_weights(stripped, qmodel)
-    return stripped
 
-
-def with_fed_weights(qmodel: Any, replace_quantizer: Callable[[QPoint], Any]) -> tuple[Any, dict[str, str]]:
+def with_fed_weights(
+    qmodel: Any,
+    replace_quantizer: Callable[[QPoint], Any],
+    *,
+    clone: Callable[..., Any] = model_graph.clone_layer,
+    biases: Mapping[str, Any],
+    dropped: Collection[str],
+) -> tuple[Any, dict[str, str]]:
     """The float model of a quantized one, reading each quantized weight from an input of its own: what export converts.
 
     A converter cannot fold, merge or scale a weight that it does not know, and the input's name says whose weight it is.
@@ -80,6 +99,9 @@ def with_fed_weights(qmodel: Any, replace_quantizer: Callable[[QPoint], Any]) ->
     Args:
         qmodel: a calibrated quantized model.
         replace_quantizer: activation point -> the layer that takes the place of its quantizer.
+        clone: makes the new layer of a layer, with changes to its configuration as keywords.
+        biases: layer name -> the bias that the layer gets, in place of its own if it has one.
+        dropped: names of layers to leave out, such as a BatchNorm that is folded into a weight and a bias.
 
     Returns:
         The model, whose further inputs follow its own, and weight point id -> the name of its input.
@@ -93,14 +115,22 @@ def with_fed_weights(qmodel: Any, replace_quantizer: Callable[[QPoint], Any]) ->
     def replace(layer: Any) -> Any:
         if isinstance(layer, ActivationQuantizer):
             return replace_quantizer(layer.point)
-        inner = model_graph.clone_layer(_inner(layer))
+        if layer.name in dropped:
+            return lambda tensor, **_: tensor
+        inner = clone(_inner(layer), **({"use_bias": True} if layer.name in biases else {}))
         if inner.name not in fed:
             return inner
         point, weight = fed[inner.name]
-        return lambda tensor, **_: FedWeight(inner, str(point.weight))([tensor, weight])
+        reading = FedWeight(inner, str(point.weight))
+        return lambda tensor, **_: reading([tensor, weight])
 
     model = model_graph.rebuild(qmodel, replace=replace, extra_inputs=[weight for _, weight in fed.values()])
-    _set_all_weights(model, qmodel)
+    trained = {layer.name: layer for layer in map(_inner, qmodel.layers) if layer.weights}
+    for layer in model.layers:
+        if layer.name in biases:
+            layer.set_weights([trained[layer.name].get_weights()[0], biases[layer.name]])  # of Keras's own layers the kernel is the first
+        elif layer.weights:
+            _set_weights(layer, trained)
     return model, {point.id: weight.name for point, weight in fed.values()}
 
 
@@ -124,37 +154,39 @@ def _unwrapped(qmodel: Any) -> Any:
     return model_graph.rebuild(qmodel, replace=unwrap)
 
 
-def _set_all_weights(model: Any, qmodel: Any) -> None:
-    trained = {layer.name: layer for layer in map(_inner, qmodel.layers) if layer.weights}
-    for layer in model.layers:
-        if layer.weights:
-            _set_weights(layer, trained)
-
-
 def _inner(layer: Any) -> Any:
     return layer.layer if isinstance(layer, QuantizeWrapper) else layer
 
 
-def _set_weights(layer: Any, trained: Mapping[str, Any]) -> None:
-    if layer.name not in trained:
+def _assign(name: str, variables: Sequence[Any], trained: Mapping[str, Any]) -> None:
+    """Set the variables that layer `name` of the canonical form took its weights from; a split layer holds them in another shape."""
+    values = _layer(name, trained).get_weights()
+    sizes = [int(np.prod(variable.shape)) for variable in variables]
+    if sizes != [value.size for value in values]:
         raise ModelError(
-            f"layer {layer.name!r} of the model given as `like` is not in the quantized model; give the model it was made from"
+            f"layer {name!r} has other weights in the quantized model: {[value.shape for value in values]}, expected "
+            f"{[tuple(variable.shape) for variable in variables]}"
         )
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value.reshape(tuple(variable.shape)))
+
+
+def _layer(name: str, trained: Mapping[str, Any]) -> Any:
+    if name not in trained:
+        raise ModelError(f"layer {name!r} of the model given as `like` is not in the quantized model; give the model it was made from")
+    return trained[name]
+
+
+def _set_weights(layer: Any, trained: Mapping[str, Any]) -> None:
     try:
-        layer.set_weights(trained[layer.name].get_weights())
+        model_graph.set_weights(layer, _layer(layer.name, trained).get_weights())
     except ValueError as error:
         raise ModelError(f"layer {layer.name!r} has other weights in the quantized model: {error}") from error
 
 
-def _copy_into_annotated(model: Any, annotated: Any) -> None:
-    for layer in annotated.layers:
-        inner = layer.layer if isinstance(layer, QuantizeAnnotate) else layer
-        if inner.weights:
-            inner.set_weights(model.get_layer(inner.name).get_weights())
-
-
 def _check_fits(model: Any, placement: Placement) -> None:
-    known = {node.name for node in model_graph.read(model).nodes}  # a Sequential does not list its input layer
+    nodes = model_graph.read(model).nodes  # a Sequential does not list its input layer
+    known = {node.name for node in nodes} | {node.layer for node in nodes}
     wanted = {edge.layer for point in placement.activations for edge in point.edges} | {point.source for point in placement.points}
     missing = sorted(wanted - known)
     if missing:

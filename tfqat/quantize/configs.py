@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_config import QuantizeConfig
 
 from tfqat.errors import PlacementError
 from tfqat.models.graph import Node
+from tfqat.models.names import given_name
 from tfqat.placement.plan import QPoint
 from tfqat.placement.planner import weight_spec
-from tfqat.placement.rules import WEIGHTS, Quantize, View, decide
+from tfqat.placement.rules import WEIGHTS, Quantize, View, Weight
+from tfqat.placement.rules.classes import TRANSPOSED
 from tfqat.quantize.quantizers import PACKAGE, TensorQuantizer
 from tfqat.spec import Calibrator, QuantSpec
 
@@ -29,6 +32,8 @@ class InputQuantizeConfig(QuantizeConfig):  # type: ignore[misc]
         calibrator: how the ranges of the inputs are chosen.
         reason: why, for the placement table.
     """
+
+    weight: Weight | None = None
 
     def __init__(
         self,
@@ -83,10 +88,12 @@ class InputQuantizeConfig(QuantizeConfig):  # type: ignore[misc]
 
 @tf_keras.utils.register_keras_serializable(PACKAGE)
 class WeightedQuantizeConfig(InputQuantizeConfig):
-    """Q/DQ on the input and the weight of a convolution, depthwise convolution or Dense layer.
+    """Q/DQ on the input and the weight of a convolution, depthwise convolution or Dense layer, or of a class of your own.
 
     Args:
         weights: the grid of the weight; None is int8 with one scale per output channel, whatever the layer's class.
+        weight: where a class of your own keeps its weight, such as `tfqat.Weight(attribute="kernel", channel_axes=(3,))`; None for
+            Keras's classes. `call` has to read it as that attribute, and multiply by it once.
         activations: the grid of the input.
         inputs: (0,), or () to quantize the weight alone.
         calibrator: how the range of the input is chosen; a weight's is its largest magnitude.
@@ -97,6 +104,7 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
         self,
         *,
         weights: QuantSpec | None = None,
+        weight: Weight | None = None,
         activations: QuantSpec = QuantSpec(),  # noqa: B008 - frozen
         inputs: tuple[int, ...] = (0,),
         calibrator: Calibrator = _DEFAULT_CALIBRATOR,
@@ -104,6 +112,7 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
     ) -> None:
         super().__init__(activations=activations, inputs=inputs, calibrator=calibrator, reason=reason)
         self.weights = weights
+        self.weight = weight
 
     def weight_point(self, layer: Any) -> QPoint:
         """The QPoint of the layer's weight.
@@ -111,16 +120,13 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
         Raises:
             PlacementError: the layer's class has no weight that tfqat quantizes.
         """
-        class_name = type(layer).__name__
-        if class_name not in WEIGHTS:
-            raise PlacementError(f"layer {layer.name!r} ({class_name}) has no weight that can be quantized: use it on {', '.join(WEIGHTS)}")
-        attribute = WEIGHTS[class_name].attribute
+        weight = self._weight_of(layer)
         return QPoint(
-            id=f"{layer.name}/{attribute}",
+            id=f"{given_name(layer.name)}/{weight.attribute}",
             kind="weight",
             source=layer.name,
-            weight=attribute,
-            spec=self.weights or weight_spec(class_name),
+            weight=weight.attribute,
+            spec=self.weights or weight_spec(weight),
             calibrator=Calibrator(),
             reason=self.reason,
         )
@@ -128,31 +134,60 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, TensorQuantizer]]:
         """The kernel of the layer and its quantizer."""
         point = self.weight_point(layer)
-        return [(vars(layer)[point.weight], TensorQuantizer(point))]
+        variables = {name: value for name, value in vars(layer).items() if isinstance(value, tf.Variable)}
+        if point.weight not in variables:
+            raise PlacementError(
+                f"layer {layer.name!r} ({type(layer).__name__}) has no variable {point.weight!r} to quantize; it has "
+                f"{', '.join(variables) or 'none'}"
+            )
+        return [(variables[point.weight], TensorQuantizer(point))]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
         """Let the layer compute with these weights.
 
         Written past Keras's `__setattr__`, which would untrack the variable (TFMOT 0.8.1 loses it, so its models do not reload).
         """
-        vars(layer)[WEIGHTS[type(layer).__name__].attribute] = quantize_weights[0]
+        vars(layer)[self._weight_of(layer).attribute] = quantize_weights[0]
 
     def get_config(self) -> dict[str, Any]:
         """Keras configuration."""
-        return {**super().get_config(), "weights": self.weights.to_dict() if self.weights else None}
+        weights = self.weights.to_dict() if self.weights else None
+        return {**super().get_config(), "weights": weights, "weight": asdict(self.weight) if self.weight else None}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> WeightedQuantizeConfig:
         """The inverse of `get_config`."""
         base = InputQuantizeConfig.from_config(config)
-        weights = QuantSpec.from_dict(config["weights"]) if config["weights"] else None
-        return cls(weights=weights, activations=base.activations, inputs=base.inputs, calibrator=base.calibrator, reason=base.reason)
+        return cls(
+            weights=QuantSpec.from_dict(config["weights"]) if config["weights"] else None,
+            weight=_weight_from_dict(config["weight"]) if config["weight"] else None,
+            activations=base.activations,
+            inputs=base.inputs,
+            calibrator=base.calibrator,
+            reason=base.reason,
+        )
+
+    def _weight_of(self, layer: Any) -> Weight:
+        known = {**WEIGHTS, **TRANSPOSED}
+        class_name = type(layer).__name__
+        weight = self.weight or known.get(class_name)
+        if weight is None:
+            raise PlacementError(
+                f"layer {layer.name!r} ({class_name}) has no weight that can be quantized: use it on {', '.join(sorted(known))}, or say "
+                "where the class keeps its weight: WeightedQuantizeConfig(weight=tfqat.Weight(attribute=..., channel_axes=...))"
+            )
+        return weight
+
+
+def _weight_from_dict(data: dict[str, Any]) -> Weight:
+    return Weight(attribute=data["attribute"], channel_axes=tuple(data["channel_axes"]))
 
 
 def default_config(view: View, node: Node) -> InputQuantizeConfig | None:
     """The config of a layer that is annotated without one: what the view's rules say; None where they keep it float."""
-    decision = decide(view, node)
+    decision = view.decide(node)
     if not isinstance(decision, Quantize):
         return None
-    config = WeightedQuantizeConfig if node.class_name in WEIGHTS else InputQuantizeConfig
-    return config(inputs=decision.inputs, reason=decision.reason)
+    if decision.weight is None:
+        return InputQuantizeConfig(inputs=decision.inputs, reason=decision.reason)
+    return WeightedQuantizeConfig(weight=decision.weight, inputs=decision.inputs, reason=decision.reason)

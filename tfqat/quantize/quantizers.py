@@ -9,6 +9,7 @@ import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantizers import Quantizer
 
 from tfqat import numerics
+from tfqat.models.names import legal_name
 from tfqat.placement.plan import QPoint, point_from_dict, point_to_dict
 
 PACKAGE = "tfqat"
@@ -87,8 +88,8 @@ class ActivationQuantizer(tf_keras.layers.Layer):  # type: ignore[misc]
 
 
 def layer_name(point: QPoint) -> str:
-    """The name of an activation point's layer: Keras scopes allow no colon."""
-    return f"{point.id.replace(':', '.')}.q"
+    """The name of an activation point's layer: Keras scopes allow no colon and no @."""
+    return f"{legal_name(point.id.replace(':', '.').replace('@', '.call'))}.q"
 
 
 def _false(shape: Any, dtype: Any = None, **_: Any) -> Any:

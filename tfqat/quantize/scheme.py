@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layout_transform import QuantizeLayoutTransform
@@ -13,6 +14,8 @@ from tfqat.models.graph import ModelGraph, TensorRef
 from tfqat.placement import rules
 from tfqat.placement.plan import Placement, QPoint
 from tfqat.placement.reads import Read, by_tensor, edges_of, point_id
+from tfqat.placement.rules import Decision, Quantize
+from tfqat.placement.scale_groups import scale_groups
 from tfqat.quantize.configs import InputQuantizeConfig, WeightedQuantizeConfig, default_config
 from tfqat.quantize.quantizers import ActivationQuantizer
 from tfqat.quantize.wrapper import QuantizeWrapper
@@ -76,32 +79,59 @@ class TensorRTLayoutTransform(QuantizeLayoutTransform):  # type: ignore[misc]
         graph = model_graph.read(model)
         configs, foreign = _sort_configs(graph, layer_quantize_map)
         placed = self.placement.activations if self.placement else annotated_points(graph, configs)
-        on_edges = {(edge.layer, edge.index): quantizer for quantizer, point in _quantizers(placed) for edge in point.edges}
+        return insert_quantizers(model, configs, placed), foreign
 
-        def wrap(layer: Any) -> Any:
-            copy = model_graph.clone_layer(layer)
-            config = configs.get(layer.name)
-            return QuantizeWrapper(copy, config) if isinstance(config, WeightedQuantizeConfig) else copy
 
-        quantized = model_graph.rebuild(model, replace=wrap, on_edges=on_edges)
-        copy_into_wrapped(model, quantized)
-        return quantized, foreign
+def insert_quantizers(model: Any, configs: Mapping[str, InputQuantizeConfig], points: Iterable[QPoint]) -> Any:
+    """A new model with a quantizer on the edges of each activation point, and a wrapper around each layer with a quantized weight.
+
+    Args:
+        model: a flat functional float model; it is not changed.
+        configs: layer name -> config; those of layers with weights count here.
+        points: the activation points.
+    """
+    on_edges = {
+        (edge.layer, edge.index): quantizer for point in points for quantizer in [ActivationQuantizer(point)] for edge in point.edges
+    }
+
+    def wrap(layer: Any) -> Any:
+        copy = model_graph.clone_layer(layer)
+        config = configs.get(layer.name)
+        return QuantizeWrapper(copy, config) if isinstance(config, WeightedQuantizeConfig) else copy
+
+    quantized = model_graph.rebuild(model, replace=wrap, on_edges=on_edges)
+    copy_into_wrapped(model, quantized)
+    return quantized
 
 
 def annotated_points(graph: ModelGraph, configs: dict[str, InputQuantizeConfig]) -> tuple[QPoint, ...]:
     """The activation points that annotations ask for: one per tensor, with the grid of the first layer that reads it."""
-    reads = [
-        Read.of(node, index, configs[node.name].inputs, configs[node.name].reason)
+    decisions: dict[str, Decision] = {
+        node.name: Quantize(
+            inputs=configs[node.layer].inputs, reason=configs[node.layer].reason, one_scale=node.class_name == "Concatenate"
+        )
         for node in graph.nodes
-        if node.name in configs
-        for index in configs[node.name].inputs
+        if node.layer in configs
+    }
+    reads = [
+        Read.of(graph.node(name), index, decision.inputs, decision.reason)
+        for name, decision in decisions.items()
+        if isinstance(decision, Quantize)
+        for index in decision.inputs
     ]
-    return tuple(_annotated_point(tensor, found, configs[found[0].node.name]) for tensor, found in by_tensor(graph, reads).items())
+    tensors = by_tensor(graph, reads)
+    groups = scale_groups(graph, decisions, tensors)
+    names = {tensor: point_id(tensor, found) for tensor, found in tensors.items()}
+    group_names = {groups[tensor]: names[tensor] for tensor in reversed(tensors) if tensor in groups}  # the first of each group
+    return tuple(
+        _annotated_point(names[tensor], tensor, found, configs[found[0].node.layer], group_names.get(groups.get(tensor, -1)))
+        for tensor, found in tensors.items()
+    )
 
 
-def _annotated_point(tensor: TensorRef, reads: tuple[Read, ...], config: InputQuantizeConfig) -> QPoint:
+def _annotated_point(name: str, tensor: TensorRef, reads: tuple[Read, ...], config: InputQuantizeConfig, group: str | None) -> QPoint:
     return QPoint(
-        id=point_id(tensor, reads),
+        id=name,
         kind="activation",
         source=tensor.layer,
         output=tensor.index,
@@ -109,15 +139,17 @@ def _annotated_point(tensor: TensorRef, reads: tuple[Read, ...], config: InputQu
         calibrator=config.calibrator,
         edges=edges_of(reads),
         reason="; ".join(dict.fromkeys(read.reason for read in reads)),
+        scale_group=group,
     )
 
 
 def copy_into_wrapped(source: Any, quantized: Any) -> None:
     """Set the weights of a quantized model's layers from the float model of the same layers."""
+    given = {layer.name: layer for layer in source.layers}
     for layer in quantized.layers:
         inner = layer.layer if isinstance(layer, QuantizeWrapper) else layer
         if inner.weights and not isinstance(inner, ActivationQuantizer):
-            inner.set_weights(source.get_layer(inner.name).get_weights())
+            model_graph.set_weights(inner, given[inner.name].get_weights())
 
 
 def _sort_configs(graph: ModelGraph, layer_quantize_map: dict[str, Any]) -> tuple[dict[str, InputQuantizeConfig], dict[str, Any]]:
@@ -128,12 +160,8 @@ def _sort_configs(graph: ModelGraph, layer_quantize_map: dict[str, Any]) -> tupl
         if entry["quantize_config"] is not None and not isinstance(entry["quantize_config"], InputQuantizeConfig)
     }
     others = {node.name: "not annotated for tfqat" for node in graph.nodes if node.name not in annotated or node.name in foreign}
-    view = rules.View(graph=graph, skipped=others)
+    view = rules.view(graph, skipped=others)
     ours = {
         name: entry["quantize_config"] or default_config(view, graph.node(name)) for name, entry in annotated.items() if name not in foreign
     }
     return {name: config for name, config in ours.items() if config is not None}, foreign
-
-
-def _quantizers(points: tuple[QPoint, ...]) -> list[tuple[ActivationQuantizer, QPoint]]:
-    return [(ActivationQuantizer(point), point) for point in points]

@@ -43,6 +43,11 @@ def handles(qmodel: Any) -> dict[str, Handle]:
     return found
 
 
+def point_of(layer: Any) -> QPoint | None:
+    """The point of a layer that quantizes an activation; None for any other layer."""
+    return layer.point if isinstance(layer, ActivationQuantizer) else None
+
+
 def set_ranges(qmodel: Any, ranges: Mapping[str, Any]) -> None:
     """Set the amax of points, by id, and enable them.
 

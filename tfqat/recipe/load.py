@@ -49,6 +49,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def recipe_lines(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Where each value of a recipe stands: `quantization.skip[0]` -> `recipes/x.yaml:12`, or `--set ...` for one that was put over it."""
+    document = _Document(str(path))
+    document.read_file(Path(path))
+    for override in overrides:
+        document.override(override)
+    return document.lines()
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every default spelled out; `load_recipe` reads it back to an equal recipe."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
@@ -103,6 +112,13 @@ class _Document:
         around = (path[:length] for length in range(len(path), -1, -1))
         label, line = origin or next(self._origins[at] for at in around if at in self._origins)
         self.problems.append(_Problem(path, sentence(label, path, text), line))
+
+    def lines(self) -> dict[str, str]:
+        """The label of every value's origin, by its path with indices in brackets."""
+        spelled = {
+            "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in at)[1:]: origin for at, origin in self._origins.items()
+        }
+        return {path: origin.label for path, origin in spelled.items() if path}
 
     def read_file(self, path: Path) -> bool:
         """Fill `data`; False when the file holds no mapping, which is then reported."""

@@ -63,7 +63,12 @@ class Block(BaseModel):
 class ModelConfig(Block):
     """The `model` block."""
 
-    source: Text = Field(description="The trained Keras model: a .keras or .h5 file, or a SavedModel folder.")
+    source: Text = Field(
+        description="The trained Keras model: a .keras or .h5 file, a SavedModel folder, or module:function or path/file.py:function."
+    )
+    custom_objects: dict[str, Reference] = Field(
+        default={}, description="Classes of custom layers by the name that the file has for them, as references."
+    )
 
 
 class DataConfig(Block):
@@ -172,6 +177,23 @@ class Override(Block):
         return None if block is None else block.model_dump(exclude_unset=True)
 
 
+class CustomLayer(Block):
+    """How a layer class of the user's own is quantized."""
+
+    class_name: Text = Field(description="Name of the layer class.")
+    inputs: Items[Annotated[int, Field(ge=0)]] = Field(default=(0,), description="Which inputs are read quantized, by index.")
+    weight: Text | None = Field(default=None, description="Attribute of the layer that holds its weight, e.g. kernel; null: no weight.")
+    channel_axes: Items[Annotated[int, Field(ge=0)]] = Field(
+        default=(), description="Axes of the weight that index output channels; empty: one scale for all."
+    )
+
+    @model_validator(mode="after")
+    def _axes_have_a_weight(self) -> CustomLayer:
+        if self.channel_axes and not self.weight:
+            raise ValueError("weight, the attribute that channel_axes belong to")
+        return self
+
+
 class QuantizationConfig(Block):
     """The `quantization` block: which layers are quantized, and how."""
 
@@ -179,6 +201,11 @@ class QuantizationConfig(Block):
     weights: WeightsConfig = Field(default=WeightsConfig(), description="How weights are quantized.")
     activations: ActivationsConfig = Field(default=ActivationsConfig(), description="How activations are quantized.")
     skip: Items[Text] = Field(default=(), description="Layers that stay float, by name glob, `re:` regular expression, or layer class.")
+    force: Items[Text] = Field(default=(), description="Layers to quantize although the rules keep them float; patterns as in `skip`.")
+    small_products: Literal["int8", "float"] = Field(
+        default="int8", description="Products with fewer than 16 input or output channels: int8, or float, which is often faster."
+    )
+    custom_layers: Items[CustomLayer] = Field(default=(), description="Layer classes of your own that are quantized.")
     overrides: Items[Override] = Field(default=(), description="Other settings for some layers; of two that match, the later one wins.")
 
     def resolve(self, overrides: Iterable[Override] = ()) -> tuple[WeightsConfig, ActivationsConfig]:

@@ -133,7 +133,7 @@ KINDS = ("local", "end_to_end", "floor")
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """`parity.json`: agreements by kind (local, end_to_end, floor), for the whole graph (there `compiled` too) and for each QPoint.
+    """`parity.json`: agreements by kind (local, end_to_end, floor), for the graph (`compiled`, `perturbed` too) and each QPoint.
 
     `local_output_difference` is that of the outputs from the same codes, as a share of the largest output; None if not measured.
     """
@@ -150,7 +150,7 @@ class Parity:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Parity:
         """Reads the JSON object."""
-        names = (*zip(KINDS, ("local", "end_to_end", "noise_floor"), strict=True), ("compiled", "compiled"))
+        names = (*zip(KINDS, ("local", "end_to_end", "noise_floor"), strict=True), ("compiled", "compiled"), ("perturbed", "perturbed"))
         checks = data.get("structure") or ()
         return cls(
             examples=data["examples"],

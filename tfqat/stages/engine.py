@@ -22,7 +22,7 @@ def build(run: Run, export: ExportReport) -> EngineReport:
     files.write_json(run.directory / "engine.json", report.to_dict())
     for target in report.targets:
         run.metrics["size_bytes"][f"engine_{target.target.lower()}"] = target.size_bytes
-    for target_name, layer in report.float_layers([point.source for point in run.inputs.placement.weights]):
+    for target_name, layer in report.float_layers([point.given_source for point in run.inputs.placement.weights]):
         run.warn(f"engine {target_name}: layer {layer} does not run Int8 x Int8")
     if report.status == "not_run":
         run.say(f"no engine: {report.message}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tfqat import files
 from tfqat.calibration.calibrate import calibrate
 from tfqat.progress import counted
 from tfqat.quantize.apply import quantize_model
-from tfqat.quantize.load import load_model
 from tfqat.stages.under_way import Run
 from tfqat.training.callbacks import Ticker
 from tfqat.training.fit import QatResult, fine_tune
@@ -59,8 +59,11 @@ def fine_tune_model(run: Run, qmodel: Any) -> QatResult | None:
     return result
 
 
-def choose(run: Run, qmodel: Any, qat: QatResult | None) -> tuple[str, Any]:
-    """What is exported: the fine-tuned model if it beat the calibrated one on the validation data, else the calibrated one."""
+def choose(run: Run, qmodel: Any, qat: QatResult | None, calibrated: Sequence[Any]) -> tuple[str, Any]:
+    """What is exported: the fine-tuned model if it beat the calibrated one on the validation data, else the calibrated one.
+
+    `calibrated` are the weights of the calibrated model, which `qmodel` gets back in that case.
+    """
     exported = "qat" if qat is not None and qat.beat_ptq else "ptq"
     run.metrics["exported"] = exported
     if qat is None:
@@ -70,7 +73,9 @@ def choose(run: Run, qmodel: Any, qat: QatResult | None) -> tuple[str, Any]:
         f"exporting {exported.upper()}: fine-tuning {verdict} the calibrated model ({qat.monitor} {qat.best:.4f} in epoch "
         f"{qat.best_epoch + 1})"
     )
-    return exported, qmodel if qat.beat_ptq else load_model(run.directory / "quantized.keras")
+    if not qat.beat_ptq:
+        qmodel.set_weights(calibrated)
+    return exported, qmodel
 
 
 def _on_validation(run: Run, qmodel: Any) -> dict[str, float]:

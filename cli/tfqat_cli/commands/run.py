@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tfqat_cli.options import Overrides, RecipePath
+from tfqat_cli.options import Overrides, RecipePath, Unsafe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,7 @@ def run(
     recipe: RecipePath,
     set_: Overrides = None,
     out: Annotated[Path, typer.Option("--out", help="The folder that gets the run directory.")] = Path("runs"),
+    unsafe: Unsafe = False,
 ) -> None:
     """Quantize, calibrate, fine-tune, export, prove and compile a model, as the recipe says."""
     from rich.console import Console
@@ -36,6 +37,7 @@ def run(
             recipe,
             overrides=set_ or (),
             out=out,
+            unsafe=unsafe,
             progress=stages,
             on_placement=lambda placement: console.print(display.placement_table(placement)),
         )

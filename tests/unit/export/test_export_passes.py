@@ -219,8 +219,8 @@ def broken_weight(case: str) -> tuple[ir.Model, WeightInput]:
 
 BROKEN_WEIGHTS = {
     "lost": "layer 'layer': the ONNX graph lost its weight 'kernel'",
-    "read twice": "layer 'layer': its weight is read 2 times in the ONNX graph; expected once",
-    "goes into another operation": "layer 'layer': its weight goes into Relu in the ONNX graph, which no rule brings into an INT8 form",
+    "read twice": "layer 'layer': its weight goes into Relu in the ONNX graph, which no rule brings into INT8",
+    "goes into another operation": "layer 'layer': its weight goes into Relu in the ONNX graph, which no rule brings into INT8",
     "channels of both axes": "layer 'layer': the channels of its weight do not lie along one axis in the ONNX graph",
 }
 
@@ -232,146 +232,65 @@ def test_a_weight_that_cannot_be_placed_is_an_error(case: str, message: str) -> 
         quantize_weights(model.graph, [weight])
 
 
-# --- fold_batch_norms ---
+# --- join_quantizers, plain_resizes, padded_average_pools ---
 
 
-def quantized_conv_bn(
-    *,
-    shape: tuple[int, int, int, int] = (6, 4, 3, 3),
-    group: int = 1,
-    gamma: Any = (1.5, -0.7, 0.3, -2.0, 0.9, 1.1),
-    bias: bool = False,
-    per_tensor: bool = False,
-    epsilon: float = EPSILON,
-    also_output: bool = False,
-    quantized: bool = True,
-    between: str | None = None,
-) -> ir.Model:
-    """x -> Conv(DequantizeLinear(codes)) [-> `between`] -> BatchNormalization -> y."""
-    rng = np.random.default_rng(4)
-    channels = shape[0]
-    scale = np.float32(0.01) if per_tensor else rng.uniform(0.001, 0.02, channels).astype(np.float32)
-    constants = {
-        "conv/kernel": rng.integers(-127, 128, shape).astype(np.int8),
-        "conv/kernel/scale": scale,
-        "gamma": np.asarray(gamma, np.float32),
-        "beta": rng.normal(size=channels).astype(np.float32),
-        "mean": rng.normal(size=channels).astype(np.float32),
-        "var": rng.uniform(0.01, 3.0, channels).astype(np.float32),
-    }
-    nodes = []
-    if quantized:
-        axis = {} if per_tensor else {"axis": 0}
-        nodes.append(helper.make_node("DequantizeLinear", ["conv/kernel", "conv/kernel/scale"], ["w"], name="conv/kernel/DQ", **axis))
-    else:
-        constants = {"w": constants["conv/kernel"].astype(np.float32) * 0.01, **constants}
-        del constants["conv/kernel"], constants["conv/kernel/scale"]
-    inputs = ["x", "w"]
-    if bias:
-        constants["given_bias"] = rng.normal(size=channels).astype(np.float32)
-        inputs.append("given_bias")
-    nodes.append(helper.make_node("Conv", inputs, ["c"], name="net/conv/Conv2D", group=group))
-    if between:
-        nodes.append(helper.make_node(between, ["c"], ["b"], name="net/between"))
-    nodes.append(
-        helper.make_node(
-            "BatchNormalization", ["b" if between else "c", "gamma", "beta", "mean", "var"], ["y"], name="net/bn/Fused", epsilon=epsilon
-        )
-    )
-    outputs = {"y": [None, channels, 5, 5], **({"c": [None, channels, 5, 5]} if also_output else {})}
-    return make(nodes, constants, inputs={"x": [None, shape[1] * group, 7, 7]}, outputs=outputs)
+def test_a_dequantizer_returns_to_its_quantizer() -> None:
+    scale = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("Transpose", "q", "t", perm=[0, 2, 1]),
+        helper.make_node("DequantizeLinear", ["t", "s", "z"], ["d"]),
+        node("Relu", "d", "y"),
+    ]
+    model = make(nodes, scale, inputs={"x": [None, 2, 3]}, outputs={"y": [None, 3, 2]})
+    x = images(4, 2, 3)
+    before = run(model, x)
+    assert passes.join_quantizers(model.graph) == 1
+    assert ops(model) == ["QuantizeLinear", "DequantizeLinear", "Transpose", "Relu"]
+    np.testing.assert_array_equal(run(model, x)[0], before[0])
+    assert passes.join_quantizers(model.graph) == 0
 
 
-FOLDS = {
-    "gamma of both signs": {},
-    "gamma all positive": {"gamma": (1.5, 0.7, 0.3, 2.0, 0.9, 1.1)},
-    "gamma zero in one channel": {"gamma": (1.5, 0.0, 0.3, -2.0, 0.9, 1.1)},
-    "with a convolution bias": {"bias": True},
-    "with a bias and a zero gamma": {"bias": True, "gamma": (0.0, -0.7, 0.3, -2.0, 0.9, 1.1)},
-    "a large epsilon": {"epsilon": 0.5},
-    "depthwise": {"shape": (6, 1, 3, 3), "group": 6},
-    "depthwise, multiplier 2": {"shape": (6, 1, 3, 3), "group": 3},
-    "grouped": {"shape": (6, 2, 3, 3), "group": 2},
-    "per tensor": {"per_tensor": True},
-    "per tensor, bias, grouped": {"per_tensor": True, "bias": True, "shape": (6, 2, 3, 3), "group": 2},
+RESIZES = {
+    "nearest by whole factors": ("nearest", "tf_half_pixel_for_nn", [1, 1, 2, 3], 1),
+    "nearest by a broken factor": ("nearest", "tf_half_pixel_for_nn", [1, 1, 1.5, 2], 0),
+    "linear": ("linear", "half_pixel", [1, 1, 2, 2], 0),
+    "plain already": ("nearest", "asymmetric", [1, 1, 2, 2], 0),
 }
 
 
-@pytest.mark.parametrize("settings", FOLDS.values(), ids=FOLDS)
-def test_a_batch_norm_is_folded_into_scales_and_bias(settings: dict[str, Any]) -> None:
-    model = quantized_conv_bn(**settings)
-    codes = model.graph.initializers["conv/kernel"].const_value.numpy()
-    gamma = model.graph.initializers["gamma"].const_value.numpy()
-    x = images(2, codes.shape[1] * settings.get("group", 1), 7, 7)
-    (before,) = run(model, x)
-
-    (result,) = passes.fold_batch_norms(model.graph)
-
-    assert (result.node, result.folded, result.reason) == ("net/bn/Fused", True, "folded into the scales of net/conv/Conv2D")
-    assert ops(model) == ["DequantizeLinear", "Conv"]
-    constants = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
-    assert set(constants) == {"conv/kernel", "conv/kernel/scale", "conv/bias"}
-    # Code for code: a channel keeps its codes, has all of them negated (gamma < 0), or all zero (gamma = 0).
-    np.testing.assert_array_equal(constants["conv/kernel"], codes * np.sign(gamma).astype(np.int8).reshape(-1, 1, 1, 1))
-    assert constants["conv/kernel"].dtype == np.int8
-    assert (constants["conv/kernel/scale"].shape, constants["conv/kernel/scale"].dtype) == ((6,), np.float32)
-    assert np.all(constants["conv/kernel/scale"] > 0)
-    assert (constants["conv/bias"].shape, constants["conv/bias"].dtype) == ((6,), np.float32)
-    (after,) = run(model, x)
-    assert relative(after, before) < 1e-5
+@pytest.mark.parametrize(("mode", "coordinates", "factors", "changed"), RESIZES.values(), ids=RESIZES)
+def test_nearest_resizing_is_written_plainly(mode: str, coordinates: str, factors: list[float], changed: int) -> None:
+    settings = {"mode": mode, "coordinate_transformation_mode": coordinates, "nearest_mode": "floor"}
+    resize = helper.make_node("Resize", ["x", "", "f"], ["y"], name="net/up", **settings)
+    model = make([resize], {"f": np.asarray(factors, np.float32)}, inputs={"x": [1, 2, 4, 4]}, outputs={"y": [1, 2, None, None]})
+    x = images(1, 2, 4, 4)
+    before = run(model, x)
+    assert passes.plain_resizes(model.graph) == changed
+    (found,) = list(model.graph)
+    assert found.attributes["coordinate_transformation_mode"].as_string() == ("asymmetric" if changed else coordinates)
+    np.testing.assert_array_equal(run(model, x)[0], before[0])
 
 
-def test_the_folded_numbers_are_those_of_the_equation() -> None:
-    model = quantized_conv_bn(bias=True)
-    old = {name: value.const_value.numpy().astype(np.float64) for name, value in model.graph.initializers.items()}
-    passes.fold_batch_norms(model.graph)
-    gain = old["gamma"] / np.sqrt(old["var"] + np.float64(np.float32(EPSILON)))
-    new = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
-    np.testing.assert_array_equal(new["conv/kernel/scale"], (old["conv/kernel/scale"] * np.abs(gain)).astype(np.float32))
-    np.testing.assert_array_equal(new["conv/bias"], (old["beta"] + (old["given_bias"] - old["mean"]) * gain).astype(np.float32))
-
-
-BATCH_NORMS_THAT_STAY = {
-    "the convolution is an output too": ({"also_output": True}, "the output of net/conv/Conv2D is read elsewhere too"),
-    "a float weight": ({"quantized": False}, "the weight of net/conv/Conv2D is not quantized"),
-    "an operation between": ({"between": "Relu"}, "no convolution right before it"),
+POOLS = {
+    "no padding": ({}, 1),
+    "padding": ({"pads": [1, 1, 1, 1]}, 0),
+    "same": ({"auto_pad": "SAME_UPPER"}, 0),
+    "ceil": ({"ceil_mode": 1}, 0),
 }
 
 
-@pytest.mark.parametrize(("settings", "reason"), BATCH_NORMS_THAT_STAY.values(), ids=BATCH_NORMS_THAT_STAY)
-def test_a_batch_norm_stays_and_says_why(settings: dict[str, Any], reason: str) -> None:
-    model = quantized_conv_bn(**settings)
-    before, were = run(model, images(2, 4, 7, 7)), ops(model)
-    (result,) = passes.fold_batch_norms(model.graph)
-    assert (result.node, result.folded, result.reason) == ("net/bn/Fused", False, reason)
-    assert ops(model) == were
-    for old, new in zip(before, run(model, images(2, 4, 7, 7)), strict=True):
-        np.testing.assert_array_equal(new, old)
-
-
-def test_a_convolution_that_a_second_node_reads_keeps_its_batch_norm() -> None:
-    model = quantized_conv_bn()
-    proto = ir.to_proto(model)
-    proto.graph.node.append(helper.make_node("Relu", ["c"], ["r"], name="net/relu"))
-    proto.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, [None, 6, 5, 5]))
-    model = ir.from_proto(proto)
-    (result,) = passes.fold_batch_norms(model.graph)
-    assert not result.folded and "read elsewhere" in result.reason
-    assert ops(model) == ["DequantizeLinear", "Conv", "BatchNormalization", "Relu"]
-
-
-def test_a_batch_norm_on_the_input_stays() -> None:
-    node = helper.make_node("BatchNormalization", ["x", "g", "b", "m", "v"], ["y"], name="bn")
-    constants = {name: np.ones(3, np.float32) for name in "gbmv"}
-    model = make([node], constants, inputs={"x": [None, 3, 2, 2]}, outputs={"y": [None, 3, 2, 2]})
-    (result,) = passes.fold_batch_norms(model.graph)
-    assert (result.folded, result.reason) == (False, "no convolution right before it")
-
-
-def test_the_model_given_twice_folds_once() -> None:
-    model = quantized_conv_bn()
-    assert len(passes.fold_batch_norms(model.graph)) == 1
-    assert passes.fold_batch_norms(model.graph) == ()
+@pytest.mark.parametrize(("settings", "changed"), POOLS.values(), ids=POOLS)
+def test_average_pooling_without_padding_counts_it(settings: dict[str, Any], changed: int) -> None:
+    pool = helper.make_node("AveragePool", ["x"], ["y"], name="net/pool", kernel_shape=[2, 2], **settings)
+    model = make([pool], {}, inputs={"x": [1, 2, 5, 5]}, outputs={"y": [1, 2, None, None]})
+    x = images(1, 2, 5, 5)
+    before = run(model, x)
+    assert passes.padded_average_pools(model.graph) == changed
+    (found,) = list(model.graph)
+    assert found.attributes.get_int("count_include_pad", 0) == changed
+    np.testing.assert_array_equal(run(model, x)[0], before[0])
 
 
 # --- name_after_layers, settle_constants ---

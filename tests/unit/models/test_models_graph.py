@@ -269,13 +269,15 @@ REFUSED = {
         "model 'mine' (Subclassed) is a subclassed model: its layers are called in Python code that tfqat cannot read. Rebuild it with the "
         "functional API, tf_keras.Model(inputs, outputs), or Sequential with an input shape",
     ),
-    "nested": (nested, "layer 'residual' is a model inside model 'outer'; nested models are not supported yet: build one flat model"),
-    "shared layer": (shared, "layer 'twice' is called 2 times; shared layers are not supported yet: give each call its own layer"),
+    "nested": (nested, "layer 'residual' is a model inside model 'outer': tfqat.load_model makes one flat model of it"),
     "Sequential that is not built": (
         lambda: tf_keras.Sequential([layers.Dense(2)], name="open"),
         "model 'open' is a Sequential without an input shape: start it with tf_keras.Input(shape)",
     ),
-    "a path": (lambda: "float.keras", "expected a tf_keras.Model, got builtins.str; tfqat.load_model makes one from a file"),
+    "a path": (
+        lambda: "float.keras",
+        "expected a tf_keras.Model, got builtins.str; tfqat.load_model makes one from a file or a Keras 3 model",
+    ),
 }
 
 

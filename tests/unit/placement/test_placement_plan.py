@@ -59,6 +59,7 @@ def test_json_form_of_a_point() -> None:
         "edges": [{"layer": "add", "index": 1}, {"layer": "conv", "index": 0}],
         "weight": None,
         "reason": "residual shortcut",
+        "scale_group": None,
     }
 
 

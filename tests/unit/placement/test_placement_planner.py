@@ -217,11 +217,11 @@ OVERRIDES: dict[str, tuple[tuple[str, ...], list[dict[str, Any]], list[str], lis
     "the later of two wins": (
         RESIDUAL,
         [
-            {"match": "*", "weights": INT4, "activations": ENTROPY},
-            {"match": "*", "weights": {"num_bits": 8}, "activations": {"calibrator": "mse"}},
+            {"match": "*", "weights": INT4},
+            {"match": "re:(?!conv).*", "weights": {"num_bits": 8}},
         ],
         [],
-        [],
+        ["conv/kernel"],
     ),
     "the later of two changes only what it sets": (
         RESIDUAL,
@@ -294,7 +294,7 @@ EMPTY = {"no such layer": (("image InputLayer", "relu ReLU image"), []), "all sk
 
 @pytest.mark.parametrize(("lines", "skip"), EMPTY.values(), ids=EMPTY)
 def test_nothing_to_quantize(draw: Callable[..., Any], lines: tuple[str, ...], skip: list[str]) -> None:
-    message = r"^preset 'selective' quantizes no layer of this model: it has none of Conv2D, Dense, DepthwiseConv2D left to quantize$"
+    message = r"^preset 'selective' quantizes no layer of this model: it has none of Conv1D, Conv2D, .*, DepthwiseConv2D left to quantize$"
     with pytest.raises(PlacementError, match=message):
         made(draw, lines, {"skip": skip})
 
@@ -368,9 +368,7 @@ POOLED = (
     *("gap GlobalAveragePooling2D add", "fc Dense gap", "last AveragePooling2D add"),
 )
 NO_QUANTIZER = "matches only layers without a quantizer ({}), so it changes nothing; name the layers that read the tensor"
-NO_WEIGHT = (
-    "matches only layers without a quantized weight ({}), so it changes nothing; weights are those of Conv2D, Dense, DepthwiseConv2D"
-)
+NO_WEIGHT = "matches only layers without a quantized weight ({}), so it changes nothing; name layers with a weight, such as Conv2D or Dense"
 CHANGES_NOTHING = {
     "skip of an Add that fuses with nothing": ({"skip": ["add"]}, "quantization.skip[0]: pattern 'add' " + NO_QUANTIZER.format("add")),
     "skip of a pooling that is float": ({"skip": ["last"]}, "quantization.skip[0]: pattern 'last' " + NO_QUANTIZER.format("last")),

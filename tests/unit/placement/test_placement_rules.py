@@ -8,31 +8,31 @@ from typing import Any
 import pytest
 
 from tfqat.placement import rules
-from tfqat.placement.rules import KeepFloat, Quantize, View
+from tfqat.placement.rules import KeepFloat, Quantize, choice, elementwise, joining, moving, products
 
 Graph = tuple[str, ...]
 
 
 def answer(rule: rules.Rule, draw: Callable[..., Any], lines: Graph, name: str, skipped: tuple[str, ...] = (), **kwargs: Any) -> Any:
     graph = draw(*lines, **kwargs)
-    return rule(View(graph=graph, skipped={layer: f"skipped: {layer}" for layer in skipped}), graph.node(name))
+    return rule(rules.view(graph, skipped={layer: f"skipped: {layer}" for layer in skipped}), graph.node(name))
 
 
-@pytest.mark.parametrize("class_name", ["Conv2D", "DepthwiseConv2D", "Dense"])
+@pytest.mark.parametrize("class_name", sorted(rules.WEIGHTS))
 def test_weighted_layer_reads_its_input_quantized(draw: Callable[..., Any], class_name: str) -> None:
-    decision = answer(rules.weighted_layer, draw, ("image InputLayer", f"x {class_name} image"), "x")
-    assert decision == Quantize(inputs=(0,), reason=f"input of {class_name}")
+    decision = answer(products.weighted_layer, draw, ("image InputLayer", f"x {class_name} image"), "x")
+    assert decision == Quantize(inputs=(0,), reason=f"input of {class_name}", weight=rules.WEIGHTS[class_name])
 
 
-@pytest.mark.parametrize("class_name", ["Conv1D", "SeparableConv2D", "Conv2DTranspose", "BatchNormalization", "Add"])
+@pytest.mark.parametrize("class_name", ["SeparableConv2D", "Conv2DTranspose", "BatchNormalization", "Add"])
 def test_weighted_layer_does_not_match(draw: Callable[..., Any], class_name: str) -> None:
-    assert answer(rules.weighted_layer, draw, ("image InputLayer", f"x {class_name} image"), "x") is None
+    assert answer(products.weighted_layer, draw, ("image InputLayer", f"x {class_name} image"), "x") is None
 
 
 def test_skipped_layer_gives_the_reason_it_was_skipped_for(draw: Callable[..., Any]) -> None:
     lines = ("image InputLayer", "conv Conv2D image", "other Conv2D conv")
-    assert answer(rules.skipped_layer, draw, lines, "conv", skipped=("conv",)) == KeepFloat(reason="skipped: conv")
-    assert answer(rules.skipped_layer, draw, lines, "other", skipped=("conv",)) is None
+    assert answer(choice.skipped_layer, draw, lines, "conv", skipped=("conv",)) == KeepFloat(reason="skipped: conv")
+    assert answer(choice.skipped_layer, draw, lines, "other", skipped=("conv",)) is None
 
 
 STEM = ("image InputLayer", "stem Conv2D image")
@@ -94,36 +94,36 @@ RESIDUALS: dict[str, tuple[Graph, Quantize | KeepFloat]] = {
 
 @pytest.mark.parametrize(("lines", "decision"), RESIDUALS.values(), ids=RESIDUALS)
 def test_residual_add(draw: Callable[..., Any], lines: Graph, decision: Quantize | KeepFloat) -> None:
-    assert answer(rules.residual_add, draw, lines, "add") == decision
+    assert answer(joining.residual_add, draw, lines, "add") == decision
 
 
 def test_residual_add_whose_convolution_is_skipped_stays_float(draw: Callable[..., Any]) -> None:
     lines = (*STEM, "conv Conv2D stem", "add Add stem conv")
-    assert answer(rules.residual_add, draw, lines, "add", skipped=("conv",)) == KeepFloat(reason=NOTHING)
+    assert answer(joining.residual_add, draw, lines, "add", skipped=("conv",)) == KeepFloat(reason=NOTHING)
 
 
 def test_residual_add_with_one_skipped_branch_fuses_with_the_other(draw: Callable[..., Any]) -> None:
     lines = (*STEM, "short Conv2D stem", "a Conv2D stem", "b Conv2D a", "add Add short b")
-    decision = answer(rules.residual_add, draw, lines, "add", skipped=("b",))
+    decision = answer(joining.residual_add, draw, lines, "add", skipped=("b",))
     assert decision == Quantize(inputs=(1,), reason=FUSES.format("short"))
 
 
 NOT_RESIDUAL = {
-    "three inputs": (*STEM, "conv Conv2D stem", "add Add stem conv image"),
+    "one input": (*STEM, "add Add stem"),
     "another class": (*STEM, "conv Conv2D stem", "add Multiply stem conv"),
 }
 
 
 @pytest.mark.parametrize("lines", NOT_RESIDUAL.values(), ids=NOT_RESIDUAL)
 def test_residual_add_does_not_match(draw: Callable[..., Any], lines: Graph) -> None:
-    assert answer(rules.residual_add, draw, lines, "add") is None
+    assert answer(joining.residual_add, draw, lines, "add") is None
 
 
 def test_every_add_quantizes_all_inputs(draw: Callable[..., Any]) -> None:
     lines = (*STEM, "conv Conv2D stem", "add Add stem conv", "sum Add stem conv image", "mul Multiply stem conv")
-    assert answer(rules.every_add, draw, lines, "add") == Quantize(inputs=(0, 1), reason="Add: every input in INT8")
-    assert answer(rules.every_add, draw, lines, "sum") == Quantize(inputs=(0, 1, 2), reason="Add: every input in INT8")
-    assert answer(rules.every_add, draw, lines, "mul") is None
+    assert answer(joining.every_add, draw, lines, "add") == Quantize(inputs=(0, 1), reason="Add: every input in INT8")
+    assert answer(joining.every_add, draw, lines, "sum") == Quantize(inputs=(0, 1, 2), reason="Add: every input in INT8")
+    assert answer(joining.every_add, draw, lines, "mul") is None
 
 
 POOL_FLOAT = KeepFloat(reason="average pooling whose output is not quantized everywhere: INT8 would only add conversions")
@@ -147,7 +147,7 @@ POOLS: dict[str, tuple[Graph, tuple[str, ...], Quantize | KeepFloat | None]] = {
 
 @pytest.mark.parametrize(("lines", "skipped", "decision"), POOLS.values(), ids=POOLS)
 def test_average_pool(draw: Callable[..., Any], lines: Graph, skipped: tuple[str, ...], decision: Any) -> None:
-    assert answer(rules.average_pool, draw, lines, "pool", skipped=skipped) == decision
+    assert answer(moving.average_pool, draw, lines, "pool", skipped=skipped) == decision
 
 
 MAX_POOL_INT8 = "max pooling commutes with Q/DQ: it runs in INT8 by the quantizer behind it"
@@ -160,7 +160,7 @@ MAX_POOLS: dict[str, tuple[Graph, tuple[str, ...], tuple[str, ...], str]] = {
     "average pooling that is not": (("gap GlobalAveragePooling2D pool",), (), (), MAX_POOL_FLOAT),
     "convolution and the shortcut of its Add": (("conv Conv2D pool", "add Add pool conv"), (), (), MAX_POOL_INT8),
     "convolution and a shortcut that is skipped": (("conv Conv2D pool", "add Add pool conv"), ("add",), (), MAX_POOL_FLOAT),
-    "an Add of three, which has no rule": (("conv Conv2D stem", "add Add conv stem pool"), (), (), MAX_POOL_FLOAT),
+    "an Add of three, of which one fuses": (("conv Conv2D stem", "add Add conv stem pool"), (), (), MAX_POOL_INT8),
     "skipped Dense": (("fc Dense pool",), ("fc",), (), MAX_POOL_FLOAT),
     "Dense and Softmax": (("fc Dense pool", "soft Softmax pool"), (), (), MAX_POOL_FLOAT),
     "Dense, and it is an output": (("fc Dense pool",), (), ("fc", "pool"), MAX_POOL_FLOAT),
@@ -174,11 +174,11 @@ def test_max_pool(
     draw: Callable[..., Any], class_name: str, readers: Graph, skipped: tuple[str, ...], outputs: tuple[str, ...], reason: str
 ) -> None:
     lines = (*STEM, f"pool {class_name} stem", *readers)
-    assert answer(rules.max_pool, draw, lines, "pool", skipped=skipped, outputs=outputs) == KeepFloat(reason=reason)
+    assert answer(moving.max_pool, draw, lines, "pool", skipped=skipped, outputs=outputs) == KeepFloat(reason=reason)
 
 
 def test_max_pool_does_not_match(draw: Callable[..., Any]) -> None:
-    assert answer(rules.max_pool, draw, (*STEM, "pool AveragePooling2D stem"), "pool") is None
+    assert answer(moving.max_pool, draw, (*STEM, "pool AveragePooling2D stem"), "pool") is None
 
 
 ACTIVATION_REASONS = {
@@ -187,7 +187,7 @@ ACTIVATION_REASONS = {
     "skipped convolution": ((*STEM, "act ReLU stem"), ("stem",), {}, "activation after stem, which is not quantized: computes in float"),
     "input": (("image InputLayer", "act ReLU image"), (), {}, "activation after image, which is not quantized: computes in float"),
     "BN that is not folded": (
-        (*STEM, "fc Dense stem", "bn BatchNormalization fc", "act ReLU bn"),
+        (*STEM, "pool MaxPooling2D stem", "bn BatchNormalization pool", "act ReLU bn"),
         (),
         {},
         "activation after bn, which is not quantized: computes in float",
@@ -220,8 +220,8 @@ def test_reason_of_an_activation(
     lines: Graph, skipped: tuple[str, ...], config: dict[str, Any], reason: str, draw: Callable[..., Any]
 ) -> None:
     graph = draw(*lines, configs={"act": config})
-    view = rules.View(graph=graph, skipped=dict.fromkeys(skipped, "skipped"))
-    assert rules.activation(view, graph.node("act")) == KeepFloat(reason=reason)
+    view = rules.view(graph, skipped=dict.fromkeys(skipped, "skipped"))
+    assert elementwise.activation(view, graph.node("act")) == KeepFloat(reason=reason)
 
 
 RELU, LINEAR = {"activation": "relu"}, {"activation": "linear"}
@@ -261,7 +261,7 @@ BATCH_NORMS: dict[str, tuple[Graph, tuple[str, ...], dict[str, Any], tuple[str, 
         (),
         LINEAR,
         (),
-        "BatchNorm after conv, which is not a convolution without activation: stays float",
+        "folded into the scales of conv at export",
     ),
     "convolution read elsewhere": (
         (*STEM, "conv Conv2D stem", "bn BatchNormalization conv", "relu ReLU conv"),
@@ -284,39 +284,42 @@ BATCH_NORMS: dict[str, tuple[Graph, tuple[str, ...], dict[str, Any], tuple[str, 
 def test_batch_norm(
     draw: Callable[..., Any], lines: Graph, skipped: tuple[str, ...], config: dict[str, Any], outputs: tuple[str, ...], reason: str
 ) -> None:
-    decision = answer(rules.batch_norm, draw, lines, "bn", skipped=skipped, configs={"conv": config}, outputs=outputs)
+    decision = answer(elementwise.batch_norm, draw, lines, "bn", skipped=skipped, configs={"conv": config}, outputs=outputs)
     assert decision == KeepFloat(reason=reason)
-    assert answer(rules.batch_norm, draw, lines, "conv", skipped=skipped) is None
+    assert answer(elementwise.batch_norm, draw, lines, "conv", skipped=skipped) is None
 
 
 def test_activation_fuses_with_the_layer_before_the_batch_norm(draw: Callable[..., Any]) -> None:
     lines = (*STEM, "bn BatchNormalization stem", "relu ReLU bn", "mul Multiply relu relu")
-    assert answer(rules.activation, draw, lines, "relu") == KeepFloat(reason="fuses with stem; Q/DQ come after the activation")
-    assert answer(rules.activation, draw, lines, "mul") is None
+    assert answer(elementwise.activation, draw, lines, "relu") == KeepFloat(reason="fuses with stem; Q/DQ come after the activation")
+    assert answer(elementwise.activation, draw, lines, "mul") is None
 
 
 def test_activation_fuses_with_every_add_of_the_naive_preset(draw: Callable[..., Any]) -> None:
     graph = draw(*STEM, "add Add stem stem", "act ReLU add")
-    decision = rules.activation(View(graph=graph, skipped={}, preset="naive"), graph.node("act"))
+    decision = elementwise.activation(rules.view(graph, skipped={}, preset="naive"), graph.node("act"))
     assert decision == KeepFloat(reason="fuses with add; Q/DQ come after the activation")
 
 
 def test_identity(draw: Callable[..., Any]) -> None:
-    lines = (*STEM, "drop Dropout stem", "flat Flatten drop", "up UpSampling2D stem")
-    for name in ("drop", "flat"):
-        assert answer(rules.identity, draw, lines, name) == KeepFloat(reason="leaves the values as they are at inference")
-    assert answer(rules.identity, draw, lines, "up") is None
+    lines = (*STEM, "drop Dropout stem", "flat Flatten drop", "up UpSampling2D stem", "pad ZeroPadding2D stem", "relu ReLU stem")
+    moves = KeepFloat(reason="moves values only: commutes with Q/DQ")
+    assert answer(moving.identity, draw, lines, "drop") == KeepFloat(reason="leaves the values as they are at inference")
+    assert [answer(moving.identity, draw, lines, name) for name in ("flat", "up", "pad", "relu")] == [None] * 4
+    assert [answer(moving.movement, draw, lines, name) for name in ("flat", "up", "relu")] == [moves, moves, None]
+    padding = answer(moving.movement, draw, lines, "pad")
+    assert padding == KeepFloat(reason="padding with zeros commutes with Q/DQ: it becomes the padding of the convolution behind it")
 
 
 def test_anything_else_is_float_by_its_class(draw: Callable[..., Any]) -> None:
     lines = (*STEM, "up UpSampling2D stem")
-    assert answer(rules.anything_else, draw, lines, "up") == KeepFloat(reason="UpSampling2D: no rule for it, computes in float")
+    assert answer(elementwise.anything_else, draw, lines, "up") == KeepFloat(reason="UpSampling2D: no rule for it, computes in float")
 
 
 def decisions(draw: Callable[..., Any], preset: str, skipped: tuple[str, ...] = ()) -> dict[str, Any]:
     graph = draw(*STEM, "conv Conv2D stem", "bn BatchNormalization conv", "add Add stem bn", "cat Concatenate add stem")
-    view = View(graph=graph, skipped={name: "skipped" for name in skipped}, preset=preset)
-    return {node.name: rules.decide(view, node) for node in graph.nodes[1:]}
+    view = rules.view(graph, skipped={name: "skipped" for name in skipped}, preset=preset)
+    return {node.name: view.decide(node) for node in graph.nodes[1:]}
 
 
 def test_first_rule_that_matches_decides(draw: Callable[..., Any]) -> None:
@@ -325,7 +328,9 @@ def test_first_rule_that_matches_decides(draw: Callable[..., Any]) -> None:
     assert (selective["add"].inputs, naive["add"].inputs) == ((0,), (0, 1))
     assert {name for name in selective if selective[name] != naive[name]} == {"add"}
     assert decisions(draw, "hybrid") == naive
-    assert selective["cat"] == KeepFloat(reason="Concatenate: no rule for it, computes in float")
+    assert selective["cat"] == KeepFloat(
+        reason="concatenation whose result is not read in INT8 everywhere: INT8 would only add conversions"
+    )
 
 
 def test_skip_comes_before_every_rule(draw: Callable[..., Any]) -> None:

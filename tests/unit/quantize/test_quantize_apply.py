@@ -200,7 +200,7 @@ def test_fed_weights_are_read_from_inputs(net: Any, images: np.ndarray, with_ran
         seen.append(point.id)
         return Passes(name=f"{point.id}_here")
 
-    model, names = with_fed_weights(qmodel, passes)
+    model, names = with_fed_weights(qmodel, passes, biases={}, dropped=())
     assert sorted(seen) == ["add", "dw_relu", "image", "pool", "stem_relu"]
     weights = {name: handle for name, handle in state.handles(qmodel).items() if handle.weight is not None}
     assert list(names) == list(weights)

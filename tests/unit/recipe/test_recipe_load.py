@@ -177,7 +177,8 @@ BROKEN_FILES = {
             "x.yaml:2: training.loss: missing; expected: Loss, a Keras name or {name: ..., keyword arguments of its class}.",
             "x.yaml:2: training.metrics: missing; expected: Keras metrics; the first one chooses the best checkpoint.",
             "x.yaml:5: training.learning_rate: expected more than 0.0; got 0",
-            "x.yaml:6: model.source: missing; expected: The trained Keras model: a .keras or .h5 file, or a SavedModel folder.",
+            "x.yaml:6: model.source: missing; expected: The trained Keras model: a .keras or .h5 file, a SavedModel folder, "
+            "or module:function or path/file.py:function.",
             "x.yaml:7: model.sauce: unknown key; did you mean 'source'?",
         ],
     ),
@@ -333,7 +334,7 @@ def test_dump_loads_back_to_an_equal_recipe(write, text: str) -> None:
 
 def test_dump_spells_out_the_defaults(write) -> None:
     lines = dump_recipe(load_recipe(write(MINIMAL))).splitlines()
-    assert lines[:5] == ["version: 1", "model:", "  source: float.keras", "data:", "  train: data.py:train"]
+    assert lines[:6] == ["version: 1", "model:", "  source: float.keras", "  custom_objects: {}", "data:", "  train: data.py:train"]
     assert "    percentile: 99.99" in lines
     assert "  calibration: null" in lines
     assert "  loss: sparse_categorical_crossentropy" in lines

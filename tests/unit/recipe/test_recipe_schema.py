@@ -12,12 +12,12 @@ from tfqat.spec import METHODS, Calibrator
 
 MINIMAL: dict[str, Any] = {
     "version": 1,
-    "model": {"source": "float.keras"},
+    "model": {"source": "float.keras", "custom_objects": {}},
     "data": {"train": "data.py:train", "validation": "pkg.data:validation"},
     "training": {"epochs": 30, "batch_size": 128, "learning_rate": 0.1, "loss": "mse", "metrics": ["accuracy"]},
 }
 DEFAULTS = {
-    "model": {"source": "float.keras"},
+    "model": {"source": "float.keras", "custom_objects": {}},
     "data": {"train": "data.py:train", "validation": "pkg.data:validation", "calibration": None, "test": None},
     "training": {
         "epochs": 30,
@@ -34,6 +34,9 @@ DEFAULTS = {
         "weights": {"num_bits": 8, "calibrator": "max", "granularity": "per_channel"},
         "activations": {"num_bits": 8, "calibrator": "percentile", "percentile": 99.99},
         "skip": [],
+        "force": [],
+        "small_products": "int8",
+        "custom_layers": [],
         "overrides": [],
     },
     "calibration": {"batches": 16},
