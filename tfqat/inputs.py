@@ -14,6 +14,7 @@ from tfqat.errors import DataError, PlacementError, RecipeError
 from tfqat.models.load import is_reference
 from tfqat.placement.plan import Placement
 from tfqat.placement.planner import plan
+from tfqat.placement.replace import replace_blocks
 from tfqat.quantize.load import load_model
 from tfqat.recipe.load import recipe_lines
 from tfqat.recipe.modifiers import QatPlan, qat_plan
@@ -77,9 +78,14 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a run works on. `test` is the object `validation` itself where the recipe gives no other."""
+    """What a run works on. `test` is the object `validation` itself where the recipe gives no other.
+
+    `float_model` is the model as it was loaded, `model` the one with blocks replaced; the same object where the recipe replaces none. The
+    float one is what is measured as `float`, so that what a replacement costs is seen.
+    """
 
     recipe: Recipe
+    float_model: Any
     model: Any
     placement: Placement
     train: Data | None
@@ -103,9 +109,9 @@ def load_inputs(recipe: Recipe, origin: Origin, advance: Callable[[], None] = la
     """
     loss = make_loss(recipe.training.loss)
     check_metrics(recipe.training.metrics)
-    model = load_recipe_model(recipe, origin)
-    with origin.with_lines():
-        placement = plan(model, recipe.quantization)
+    float_model = load_recipe_model(recipe, origin)
+    model = replace_recipe_blocks(recipe, origin, float_model)
+    placement = plan_recipe(recipe, origin, model)
     schedule = None if recipe.ptq_only else qat_plan(recipe.training, recipe.qat)
     loaded: dict[str, Data] = {}  # by reference: what two keys name is loaded and read once
 
@@ -124,6 +130,7 @@ def load_inputs(recipe: Recipe, origin: Origin, advance: Callable[[], None] = la
         schedule = qat_plan(recipe.training, recipe.qat, examples=train.examples)
     return Inputs(
         recipe=recipe,
+        float_model=float_model,
         model=model,
         placement=placement,
         train=train,
@@ -148,6 +155,29 @@ def load_recipe_model(recipe: Recipe, origin: Origin) -> Any:
         with origin.citing("model.source"):
             source = resolve_path(source, origin.folder)
     return load_model(source, custom_objects(recipe, origin), unsafe=origin.unsafe, base=origin.folder)
+
+
+def replace_recipe_blocks(recipe: Recipe, origin: Origin, model: Any) -> Any:
+    """The model with the blocks replaced that a recipe wants replaced; the model itself if it wants none.
+
+    Raises:
+        NoMatchError: a pattern that changes nothing; says on which line it stands.
+        ModelError, DataError: a function that cannot be imported, or returns what does not fit.
+    """
+    if not recipe.replace:
+        return model
+    with origin.with_lines():
+        return replace_blocks(model, recipe.replace, base=origin.folder)
+
+
+def plan_recipe(recipe: Recipe, origin: Origin, model: Any) -> Placement:
+    """The placement that a recipe asks for.
+
+    Raises:
+        PlacementError: a pattern without effect, or a choice that cannot be obeyed; says on which line it stands.
+    """
+    with origin.with_lines():
+        return plan(model, recipe.quantization)
 
 
 def custom_objects(recipe: Recipe, origin: Origin) -> dict[str, Any]:

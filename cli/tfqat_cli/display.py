@@ -10,13 +10,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
 from tfqat.progress import Advance
 
 if TYPE_CHECKING:
     from tfqat.engines.report import EngineReport
     from tfqat.export.parity import ParityReport
+    from tfqat.models.graph import ModelGraph
     from tfqat.placement.plan import Placement
+    from tfqat.placement.tree import Branch
 
 
 class Stages:
@@ -44,6 +48,33 @@ class Stages:
         """One line between the bars."""
         style = "yellow" if text.startswith("warning") else None
         self._console.print(f"  {text}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def placement_tree(graph: ModelGraph, placement: Placement) -> Tree:
+    """Every layer below the nested models it belongs to: `●` in INT8 with its points, `○` float with the reason."""
+    from tfqat.placement.tree import tree_of
+
+    root = Tree(
+        f"[bold]{placement.preset}[/bold]: {len(placement.weights)} weights and {len(placement.activations)} activations in INT8, "
+        f"{len(placement.float_layers)} layers without Q/DQ of their own"
+    )
+    _grow(root, tree_of(graph, placement))
+    return root
+
+
+def _grow(tree: Tree, branch: Branch) -> None:
+    for name, below in branch.branches.items():
+        _grow(tree.add(Text(f"{name}/", style="bold")), below)
+    for layer in branch.layers:
+        name = layer.name.rpartition("/")[2]
+        if not layer.quantized:
+            tree.add(Text(f"○ {name}  {layer.node.class_name}: {layer.reason}", style="dim"))
+            continue
+        shown = tree.add(Text.assemble(("● ", "cyan"), (name, "bold"), f"  {layer.node.class_name}"))
+        for point in layer.points:
+            what = point.weight or f"reads {point.id}"
+            group = f", one scale with {point.scale_group}" if point.scale_group not in (None, point.id) else ""
+            shown.add(Text(f"{what}: {point.spec.describe()}, {point.calibrator.describe()}{group} ({point.reason})"))
 
 
 def placement_table(placement: Placement) -> Table:

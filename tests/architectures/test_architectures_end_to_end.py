@@ -15,6 +15,7 @@ sys.path.pop(0)
 zoo = architectures.zoo
 
 SMALL = [("audio", "keras"), ("twins", "tf_keras"), ("repvgg", "keras")]
+SAMPLE = [("MobileNetV2", "keras"), ("EfficientNetB0", "tf_keras")]
 
 
 def has_engine() -> bool:
@@ -32,6 +33,13 @@ def test_a_small_network_comes_through_with_nothing_out_of_its_limit(name: str, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "package"), SAMPLE)
+def test_a_sample_of_the_large_ones_comes_through(name: str, package: str) -> None:
+    row = architectures.run_in_process(name, package, engine=has_engine())
+    assert row.reasons == []
+
+
+@pytest.mark.sweep
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("package", ["keras", "tf_keras"])
 @pytest.mark.parametrize("name", list(zoo.ARCHITECTURES))

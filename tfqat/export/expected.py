@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfqat import numerics
+from tfqat.export.fold import fold_batch_norms
 from tfqat.quantize import state
 
 
@@ -25,11 +26,12 @@ class WeightCodes:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Activation scales by point id, weight codes before BatchNorm is folded, and whether BatchNorm was to be folded."""
+    """Activation scales by point id, weight codes before BatchNorm is folded, whether it was to be, and the BatchNorms that cannot be."""
 
     activations: Mapping[str, np.ndarray]
     weights: tuple[WeightCodes, ...]
     fold_batchnorm: bool = True
+    kept_batch_norms: frozenset[str] = frozenset()
 
 
 def expected_of(qmodel: Any, *, fold_batchnorm: bool = True) -> Expected:
@@ -48,6 +50,7 @@ def expected_of(qmodel: Any, *, fold_batchnorm: bool = True) -> Expected:
         },
         weights=tuple(_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None),
         fold_batchnorm=fold_batchnorm,
+        kept_batch_norms=frozenset(result.node for result in fold_batch_norms(qmodel).batch_norms if not result.folded),
     )
 
 

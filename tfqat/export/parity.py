@@ -17,7 +17,7 @@ LOCAL_POINT_EQUAL, LOCAL_POINT_TIES = 0.999, 5
 # What follows the last point has no codes to compare, so its outputs are, from identical codes: float32 rounding is a hundredth of this.
 LOCAL_OUTPUT_DIFFERENCE = 1e-4
 # End to end a flipped code changes the sums of the next layer. How far that goes is seen on the Keras graph alone: run in float64,
-# compiled by XLA, and several times with every tensor that is quantized off by at most one unit in the last place. All are right, and
+# compiled by XLA, and several times with every tensor that is quantized multiplied by 1 +- up to 2 ** -23. All are right, and
 # differ from float32 by rounding. The largest is allowed 1.5 times. (Where a few ties decide, one such figure alone says little: it is
 # zero if none of them flips, and a tie that does flip moves thousands of codes behind it.)
 FLOOR_FACTOR = 1.5
@@ -109,7 +109,7 @@ class PointParity:
 class OutputParity:
     """The model's outputs in Keras and in ONNX Runtime: largest difference, cosine, and how often the largest entry is the same.
 
-    An example whose largest entries lie closer together than the noise floor counts as the same.
+    An example whose largest entries lie closer together than the noise floor, times the factor that codes are allowed, counts as the same.
     """
 
     max_abs_difference: float

@@ -147,7 +147,8 @@ def _biases_are_float32(graph: ir.Graph, _: Expected) -> Iterable[str]:
 
 def _batch_norms_are_folded(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for node in graph:
-        if expected.fold_batchnorm and node.op_type == "BatchNormalization" and not _fold_obstacle(node):
+        kept = (node.name or "").startswith(tuple(f"{layer}/" for layer in expected.kept_batch_norms))
+        if expected.fold_batchnorm and node.op_type == "BatchNormalization" and not kept and not _fold_obstacle(node):
             yield f"{node.name} could be folded into the convolution before it"
 
 

@@ -20,7 +20,7 @@ from tfqat.errors import DataError, ExportError
 from tfqat.export import cut
 from tfqat.export.expected import Expected, expected_of
 from tfqat.export.onnx import FOLD_BATCHNORM
-from tfqat.export.parity import CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.export.parity import FLOOR_FACTOR, CodeDifference, OutputParity, ParityReport, PointParity
 from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import TensorRef
@@ -36,7 +36,7 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
 
     The graph is run by ONNX Runtime literally, every Q and DQ as it is written. Codes are compared
     locally (each segment between points is fed Keras's codes), end to end, and between Keras in float32 and the same Keras graph in
-    float64, compiled by XLA, and with every tensor that is quantized off by at most one unit in the last place: the noise floor.
+    float64, compiled by XLA, and with every tensor that is quantized multiplied by 1 +- up to 2 ** -23: the noise floor.
 
     Args:
         qmodel: the calibrated quantized model.
@@ -91,7 +91,7 @@ def _load(path: Path) -> ir.Model:
 
 
 class _RoundingNoise(tf_keras.layers.Layer):  # type: ignore[misc]
-    """Moves every value by up to one unit in the last place, as another order of summation would; `seed` chooses the noise."""
+    """Multiplies every value by 1 +- up to 2 ** -23, as another order of summation would; `seed` chooses the noise."""
 
     def __init__(self, seed: tf.Variable, number: int) -> None:
         super().__init__(name=f"tfqat_noise_{number}")
@@ -99,7 +99,7 @@ class _RoundingNoise(tf_keras.layers.Layer):  # type: ignore[misc]
         self.number = number
 
     def call(self, inputs: Any) -> Any:
-        unit = float(np.finfo(np.float32).eps)  # one unit in the last place of 1.0
+        unit = float(np.finfo(np.float32).eps)  # 2 ** -23
         return inputs * (1.0 + tf.random.stateless_uniform(tf.shape(inputs), tf.stack([self._seed, self.number]), -unit, unit))
 
 
@@ -209,7 +209,7 @@ class _Comparison:
         """The worst of all outputs over all batches."""
         sides = ([np.concatenate(batches) for batches in zip(*side, strict=True)] for side in zip(*self._outputs, strict=True))
         pairs = zip(*sides, self._noise, strict=True)
-        return OutputParity.worst(OutputParity.between(keras, onnx, noise) for keras, onnx, noise in pairs)
+        return OutputParity.worst(OutputParity.between(keras, onnx, FLOOR_FACTOR * noise) for keras, onnx, noise in pairs)
 
     def _add_floors(self, inputs: Any, codes: Mapping[str, np.ndarray], outputs: list[np.ndarray]) -> None:
         """Compare Keras with itself: in float64, compiled, and with rounding noise."""

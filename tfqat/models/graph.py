@@ -176,7 +176,14 @@ def rebuild(
 
 def clone_layer(layer: Any, **changes: Any) -> Any:
     """A new, unbuilt layer of the same class and configuration, with `changes` to the configuration."""
-    return layer.__class__.from_config({**layer.get_config(), **changes})
+    return _from_config(layer, {**layer.get_config(), **changes})
+
+
+def _from_config(layer: Any, config: Any) -> Any:
+    """A layer of the class of `layer`; the class of a layer that it wraps need not be registered with Keras."""
+    inner = type(getattr(layer, "layer", layer))
+    with tf_keras.utils.custom_object_scope({inner.__name__: inner}):
+        return type(layer).from_config(config)
 
 
 def copy_weights(source: Any, target: Any) -> None:
@@ -214,7 +221,7 @@ def tensors(model: Any) -> dict[TensorRef, Any]:
 
 
 def _float64_layer(layer: Any) -> Any:
-    return layer.__class__.from_config(_with_dtype(layer.get_config(), "float64"))
+    return _from_config(layer, _with_dtype(layer.get_config(), "float64"))
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:

@@ -24,6 +24,7 @@ from tfqat.models.keras3_graph import Call
 from tfqat.models.keras3_layers import Keras3Layer, KerasOperation
 from tfqat.models.keras3_live import Description
 from tfqat.models.keras3_weights import copy_weights
+from tfqat.models.layers import MatMul
 from tfqat.models.names import legal_name
 
 is_keras3 = keras3_graph.is_keras3
@@ -191,7 +192,7 @@ class _Conversion:
         found = None if masked or any(value is not None for value in call.kwargs.values()) else keras3_ops.layer_for(simple)
         if found is not None:
             kind, settings = found
-            return getattr(tf_keras.layers, kind)(**settings, name=name, dtype=output.dtype)
+            return (MatMul if kind == "MatMul" else getattr(tf_keras.layers, kind))(**settings, name=name, dtype=output.dtype)
         _check_backend(call.operation, name)
         settings, arguments = keras3_graph.encoded(call)
         dtype = output.dtype if "float" in output.dtype else "float32"

@@ -189,7 +189,8 @@ def _resize(call: OperationCall) -> Layer | None:
 def _matmul(call: OperationCall) -> Layer | None:
     ranks = [len(tensor.shape) for tensor in call.tensors]
     batches = {tensor.shape[0] for tensor in call.tensors}
-    return ("Dot", {"axes": (2, 1)}) if len(call.args) == 2 and ranks == [3, 3] and len(batches) == 1 else None
+    same = len(call.args) == 2 and len(ranks) == 2 and ranks[0] == ranks[1] >= 3 and len(batches) == 1
+    return ("MatMul", {}) if same else None
 
 
 _FUNCTIONS: Mapping[str, Any] = {

@@ -37,7 +37,7 @@ def names_of(node: Node) -> tuple[Named, ...]:
 
 def _names_to_choose(node: Node) -> tuple[Named, ...]:
     """The names by which a layer is skipped or forced: an Add goes by the id of its shortcut too."""
-    return (*names_of(node), (f"{node.name}:shortcut", "")) if node.class_name == "Add" else names_of(node)
+    return (*names_of(node), (f"{given_name(node.name)}:shortcut", "")) if node.class_name == "Add" else names_of(node)
 
 
 def names_of_reads(reads: Iterable[Read]) -> tuple[Named, ...]:
@@ -149,7 +149,7 @@ def _check_conflicts(config: QuantizationConfig, targets: Mapping[str, Sequence[
                 raise PlacementError(
                     f"quantization.overrides[{index}].match: {override.match!r} sets {block}.{key} to {value!r}, and "
                     f"quantization.overrides[{later}].match: {other.match!r} sets it to {settings_of(other)[block, key]!r} for "
-                    f"{'all that it matches' if len(applies) > 1 else applies[0].id!r}: the two conflict; keep one of them, "
+                    f"{'all that it matches' if len(applies) > 1 else repr(applies[0].id)}: the two conflict; keep one of them, "
                     "or put the narrower one last"
                 )
 

@@ -27,6 +27,7 @@ class LayerConfig(Protocol):
 
     inputs: tuple[int, ...]
     weight: Weight | None
+    has_weight: bool
 
 
 Configs = Mapping[str, LayerConfig]
@@ -185,7 +186,7 @@ def _view(
         for layer in config.custom_layers
     }
     given = {
-        name: Quantize(inputs=layer.inputs, reason=f"{name}: by its QuantizeConfig", weight=layer.weight)
+        name: Quantize(inputs=layer.inputs, reason=f"{name}: by its QuantizeConfig", weight=_weight_of_class(name, layer))
         for name, layer in (configs or {}).items()
     }
     return rules.view(
@@ -196,6 +197,16 @@ def _view(
         custom={**declared, **given},
         small_products_float=config.small_products == "float",
     )
+
+
+def _weight_of_class(name: str, config: LayerConfig) -> Weight | None:
+    weight = config.weight or rules.WEIGHTS.get(name) if config.has_weight else None
+    if config.has_weight and weight is None:
+        raise PlacementError(
+            f"configs[{name!r}]: the QuantizeConfig is for a layer with a weight, and does not say where {name} keeps it; give it "
+            "weight=tfqat.Weight(attribute=..., channel_axes=...), or use an InputQuantizeConfig"
+        )
+    return weight
 
 
 def _decisions(view: View) -> dict[str, Decision]:

@@ -34,6 +34,7 @@ class InputQuantizeConfig(QuantizeConfig):  # type: ignore[misc]
     """
 
     weight: Weight | None = None
+    has_weight = False
 
     def __init__(
         self,
@@ -99,6 +100,8 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
         calibrator: how the range of the input is chosen; a weight's is its largest magnitude.
         reason: why, for the placement table.
     """
+
+    has_weight = True
 
     def __init__(
         self,

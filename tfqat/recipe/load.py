@@ -62,13 +62,13 @@ def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every default spelled out; `load_recipe` reads it back to an equal recipe."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False  # type: ignore[assignment]  # ruamel.yaml types the first as None
-    yaml.dump(recipe.model_dump(mode="json"), stream)
+    yaml.dump(recipe.model_dump(mode="json", by_alias=True), stream)
     return stream.getvalue()
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """12 hex digits that depend on every value of the resolved recipe, and on nothing else about its file."""
-    canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(recipe.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 

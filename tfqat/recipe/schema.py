@@ -71,6 +71,24 @@ class ModelConfig(Block):
     )
 
 
+class Replacement(Block):
+    """A block of the model that is replaced before quantization."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    match: Text = Field(description="Layers by name glob, `re:` regular expression, or layer class.")
+    with_: Text = Field(
+        alias="with", description="hard_swish, relu, repvgg, or module:function or path/file.py:function: a layer in, its replacement out."
+    )
+
+    @field_validator("with_")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value in ("hard_swish", "relu", "repvgg") or re.match(_REFERENCE, value):
+            return value
+        raise ValueError("hard_swish, relu, repvgg, or module:function or path/file.py:function")
+
+
 class DataConfig(Block):
     """The `data` block: functions that return a `tf.data.Dataset`, as `module:function` or `path/file.py:function`."""
 
@@ -281,6 +299,7 @@ class Recipe(Block):
     model: ModelConfig = Field(description="The trained float model.")
     data: DataConfig = Field(description="Functions that return the data.")
     training: TrainingConfig = Field(description="The float recipe that made the model; the QAT schedule is derived from it.")
+    replace: Items[Replacement] = Field(default=(), description="Blocks to replace before quantization.")
     quantization: QuantizationConfig = Field(default=QuantizationConfig(), description="Which layers are quantized, and how.")
     calibration: CalibrationConfig = Field(default=CalibrationConfig(), description="How ranges are measured.")
     ptq_only: bool = Field(default=False, description="Stop before training and export the calibrated model.")

@@ -33,7 +33,7 @@ def export(run: Run, model: Any) -> ExportReport:
         report = export_onnx(
             model, run.directory / "model.onnx", opset=settings.opset, fold_batchnorm=settings.fold_batchnorm, metadata=metadata
         )
-        float_size = export_float_onnx(run.inputs.model, run.directory / "float.onnx", opset=settings.opset)
+        float_size = export_float_onnx(run.inputs.float_model, run.directory / "float.onnx", opset=settings.opset)
     run.metrics["size_bytes"] = {"float_onnx": float_size, "model_onnx": report.size_bytes}
     for result in report.kept_batch_norms if settings.fold_batchnorm else ():
         run.say(f"{result.node} stays: {result.reason}")

@@ -16,7 +16,7 @@ from tfqat.training.fit import QatResult, fine_tune
 
 def evaluate_float(run: Run) -> None:
     """Measure the float model on the test data."""
-    run.measure("float", run.evaluate("float", "Evaluate float", run.inputs.model, run.inputs.test))
+    run.measure("float", run.evaluate("float", "Evaluate float", run.inputs.float_model, run.inputs.test))
 
 
 def quantize(run: Run) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tfqat_cli.options import Overrides, Unsafe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,9 +29,11 @@ class Format(StrEnum):
 def lint(
     file: Annotated[Path, typer.Argument(help="An ONNX file with Q/DQ, whoever wrote it, or a recipe (.yaml), whose placement is linted.")],
     format_: Annotated[Format, typer.Option("--format", help="table or json.")] = Format.table,
+    set_: Overrides = None,
+    unsafe: Unsafe = False,
 ) -> None:
     """Report what TensorRT would not fuse or would run in float, with the layer, the rule and the fix."""
-    found = _lint_recipe(file) if file.suffix in (".yaml", ".yml") else _lint_onnx(file)
+    found = _lint_recipe(file, set_ or (), unsafe) if file.suffix in (".yaml", ".yml") else _lint_onnx(file)
     count = sum(finding.severity == "finding" for finding in found)
     if format_ is Format.json:
         report = {"file": str(file), "findings": count, "advice": len(found) - count, "items": [asdict(finding) for finding in found]}
@@ -44,18 +49,18 @@ def _lint_onnx(file: Path) -> tuple[Finding, ...]:
     return lint_onnx(file)
 
 
-def _lint_recipe(file: Path) -> tuple[Finding, ...]:
+def _lint_recipe(file: Path, overrides: Sequence[str], unsafe: bool) -> tuple[Finding, ...]:
     from tfqat.recipe.load import load_recipe
 
-    recipe = load_recipe(file)
+    recipe = load_recipe(file, overrides)
     # After the recipe has been read: these start TensorFlow, which takes seconds.
-    from tfqat.inputs import Origin, load_recipe_model
+    from tfqat.inputs import Origin, load_recipe_model, plan_recipe, replace_recipe_blocks
     from tfqat.models import graph
-    from tfqat.placement import planner
     from tfqat.placement.lint import lint_placement
 
-    model = load_recipe_model(recipe, Origin(file=str(file), folder=file.parent))
-    return lint_placement(graph.read(model), planner.plan(model, recipe.quantization))
+    origin = Origin.of(file, overrides, unsafe=unsafe)
+    model = replace_recipe_blocks(recipe, origin, load_recipe_model(recipe, origin))
+    return lint_placement(graph.read(model), plan_recipe(recipe, origin, model))
 
 
 def _print(file: Path, found: tuple[Finding, ...], count: int) -> None:

@@ -1,33 +1,138 @@
-"""`tfqat plan RECIPE`: the placement and the schedule, without training."""
+"""`tfqat plan RECIPE|MODEL`: the placement as a tree, as JSON, as a drawing or as a graph, and the schedule, without training."""
 
 from __future__ import annotations
 
-from tfqat_cli.options import Overrides, RecipePath
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tfqat_cli.options import Overrides, Unsafe
+
+if TYPE_CHECKING:
+    from tfqat.placement.plan import Placement
+    from tfqat.recipe.schema import Recipe
 
 
-def plan(recipe: RecipePath, set_: Overrides = None) -> None:
-    """Print the placement, with the reason for every point and everything left float, and the QAT schedule."""
+class Format(StrEnum):
+    """What is shown."""
+
+    tree = "tree"
+    json = "json"
+    svg = "svg"
+    onnx = "onnx"
+
+
+class Preset(StrEnum):
+    """The presets of placement."""
+
+    selective = "selective"
+    naive = "naive"
+    hybrid = "hybrid"
+
+
+def plan(
+    source: Annotated[
+        str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe (.yaml), or a model: a file, a SavedModel folder, or module:function.")
+    ],
+    set_: Overrides = None,
+    format_: Annotated[Format, typer.Option("--format", help="tree, json, svg, or onnx: the Q/DQ graph before calibration.")] = Format.tree,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write, in place of the terminal; onnx needs one.")] = None,
+    preset: Annotated[Preset, typer.Option("--preset", help="The preset, for a model; a recipe has its own.")] = Preset.selective,
+    unsafe: Unsafe = False,
+) -> None:
+    """Show the placement with the reason for every point and everything left float, and the QAT schedule of a recipe."""
+    if format_ is Format.onnx and out is None:
+        raise typer.BadParameter("--format onnx writes a file: give its name with --out")
+    recipe, model, placement = _planned(source, set_ or (), preset, unsafe)
+    if format_ is Format.onnx and out is not None:
+        _write_graph(model, placement, out)
+    elif format_ is Format.tree and out is None:
+        _print_tree(model, placement)
+        if recipe is not None:
+            _print_schedule(recipe)
+    else:
+        _put(_text(format_, model, placement), out)
+
+
+def _planned(source: str, overrides: list[str] | tuple[()], preset: Preset, unsafe: bool) -> tuple[Recipe | None, Any, Placement]:
+    if Path(source).suffix not in (".yaml", ".yml"):
+        from tfqat.placement.planner import plan as plan_model
+        from tfqat.quantize.load import load_model
+
+        model = load_model(source, unsafe=unsafe)
+        return None, model, plan_model(model, preset.value)
+    from tfqat.recipe.load import load_recipe
+
+    recipe = load_recipe(source, overrides)
+    # After the recipe has been read: these start TensorFlow, which takes seconds.
+    from tfqat.inputs import Origin, load_recipe_model, plan_recipe, replace_recipe_blocks
+
+    origin = Origin.of(Path(source), overrides, unsafe=unsafe)
+    model = replace_recipe_blocks(recipe, origin, load_recipe_model(recipe, origin))
+    return recipe, model, plan_recipe(recipe, origin, model)
+
+
+def _text(format_: Format, model: Any, placement: Placement) -> str:
+    if format_ is Format.json:
+        return json.dumps(placement.to_dict(), indent=1)
+    from tfqat.models import graph
+
+    if format_ is Format.svg:
+        from tfqat_cli.placement_svg import placement_svg
+
+        return placement_svg(graph.read(model), placement)
+    from rich.console import Console
+
+    from tfqat_cli import display
+
+    console = Console(width=140, no_color=True)
+    with console.capture() as capture:
+        console.print(display.placement_tree(graph.read(model), placement))
+    return capture.get()
+
+
+def _put(text: str, out: Path | None) -> None:
+    if out is None:
+        typer.echo(text)
+        return
+    from tfqat import files
+
+    files.write_text(out, text)
+    typer.echo(f"written: {out}")
+
+
+def _write_graph(model: Any, placement: Placement, out: Path) -> None:
+    from tfqat.export.planned import export_planned
+
+    report = export_planned(model, placement, out)
+    typer.echo(f"written: {out}, not calibrated: {report.activations} activations with the scale 1, {report.weights} weights")
+
+
+def _print_tree(model: Any, placement: Placement) -> None:
+    from rich.console import Console
+
+    from tfqat.models import graph
+    from tfqat_cli import display
+
+    Console().print(display.placement_tree(graph.read(model), placement))
+
+
+def _print_schedule(recipe: Recipe) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tfqat.recipe.load import load_recipe
-    from tfqat_cli import display
-
-    loaded = load_recipe(recipe, set_ or ())
-    # After the recipe has been read: these start TensorFlow, which takes seconds.
-    from tfqat.inputs import Origin, load_recipe_model
-    from tfqat.placement import planner
     from tfqat.recipe.modifiers import qat_plan
 
-    model = load_recipe_model(loaded, Origin(file=str(recipe), folder=recipe.parent))
     console = Console()
-    console.print(display.placement_table(planner.plan(model, loaded.quantization)))
-    if loaded.ptq_only:
+    if recipe.ptq_only:
         console.print("ptq_only: no fine-tuning")
         return
     table = Table(title="QAT schedule")
     table.add_column("setting")
     table.add_column("value")
-    for name, value in qat_plan(loaded.training, loaded.qat).to_dict().items():
+    for name, value in qat_plan(recipe.training, recipe.qat).to_dict().items():
         table.add_row(name, "counted from the data" if value is None else str(value))
     console.print(table)

@@ -179,3 +179,51 @@ def test_json_round_trip_sets_the_same_ranges() -> None:
     histogram, original = again.points["x"].histogram, calibration.points["x"].histogram
     assert isinstance(histogram, Histogram) and original is not None
     assert np.array_equal(histogram.counts, original.counts) and histogram.exponent == original.exponent
+
+
+def concatenated() -> Any:
+    """Two Dense layers of unlike size, concatenated before a third: points a, b and cat share one scale, x has its own."""
+    tf_keras.utils.set_random_seed(3)
+    x = tf_keras.Input((4,), name="x")
+    a, b = tf_keras.layers.Dense(6, name="a")(x), tf_keras.layers.Dense(6, name="b")(x)
+    model = tf_keras.Model(x, tf_keras.layers.Dense(3, name="fc")(tf_keras.layers.Concatenate(name="cat")([a, b])), name="net")
+    model.get_layer("b").set_weights([value * 10 for value in model.get_layer("b").get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_points_that_share_a_scale_get_the_range_of_all_their_values(method: str) -> None:
+    qmodel = quantize_model(concatenated(), {"activations": {"calibrator": method}})
+    assert {name: handle.point.scale_group for name, handle in state.handles(qmodel).items() if handle.weight is None} == {
+        "x": None, "a": "a", "b": "a", "cat": "a"
+    }  # fmt: skip
+    points = calibrate(qmodel, BATCHES, batches=4).points
+    assert float(points["a"].amax) == float(points["b"].amax) == float(points["cat"].amax)
+    assert {name: float(value) for name, value in state.ranges(qmodel).items() if name in ("a", "b", "cat")} == dict.fromkeys(
+        ("a", "b", "cat"), float(points["a"].amax)
+    )
+    # Each keeps the histogram of its own values; the range comes from those of all three together.
+    histograms = [points[name].histogram for name in ("a", "b", "cat")]
+    assert [histogram.total for histogram in histograms] == [192, 192, 384]
+    merged = histograms[0].merge(histograms[1]).merge(histograms[2])
+    wanted = amax_of(merged, qmodel.get_layer("a.q").point.calibrator, QuantSpec())
+    assert float(points["a"].amax) == float(np.float32(wanted))
+    assert points["a"].candidates == points["b"].candidates == points["cat"].candidates
+    assert points["x"].candidates != points["a"].candidates
+
+
+def test_a_shared_range_is_that_of_the_wider_tensor() -> None:
+    model, qmodel = concatenated(), quantize_model(concatenated(), {"activations": {"calibrator": "max"}})
+    points = calibrate(qmodel, BATCHES, batches=4).points
+    outputs = tf_keras.Model(model.input, [model.get_layer("a").output, model.get_layer("b").output])(np.concatenate(BATCHES))
+    narrow, wide = (float(np.abs(output).max()) for output in outputs)
+    assert wide > 3 * narrow
+    assert float(points["a"].amax) == pytest.approx(wide, rel=1e-6)
+
+
+def test_a_shared_range_is_the_same_for_any_order_of_the_batches() -> None:
+    found = []
+    for batches in (BATCHES, BATCHES[::-1]):
+        qmodel = quantize_model(concatenated(), {"activations": {"calibrator": "percentile"}})
+        found.append({name: float(np.sum(point.amax)) for name, point in calibrate(qmodel, batches, batches=4).points.items()})
+    assert found[0] == found[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ def with_statistics(model: Any) -> Any:
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore:The `keras.initializers.serialize:UserWarning")  # EfficientNetV2 of tf_keras itself
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_applications(name: str) -> None:
@@ -62,14 +61,3 @@ def test_applications(name: str) -> None:
     assert all(np.array_equal(new, old) for new, old in zip(model.get_weights(), weights, strict=True))
     assert sum(len(sources) for sources in result.origins.values()) == len(model.weights)
     tf_keras.backend.clear_session()
-
-
-@pytest.mark.slow
-def test_resnet50_takes_about_two_seconds() -> None:
-    model = applications.ResNet50(weights=None, input_shape=(32, 32, 3))
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        canonicalize(model)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 4.0  # 1.0 s on two idle cores

@@ -238,6 +238,81 @@ def test_clone_keeps_the_structure_of_inputs_and_outputs(build: Any, inputs: Any
     assert all(np.array_equal(new, old) for new, old in zip(tf.nest.flatten(got), tf.nest.flatten(expected), strict=True))
 
 
+def shared() -> Any:
+    """Two inputs through one convolution and one norm, and one of them through the convolution again."""
+    a, b = tf_keras.Input((8, 8, 3), name="a"), tf_keras.Input((8, 8, 3), name="b")
+    conv, norm = layers.Conv2D(3, 3, padding="same", name="conv"), layers.BatchNormalization(name="bn")
+    x, y = norm(conv(a)), norm(conv(b))
+    return tf_keras.Model([a, b], layers.Subtract(name="sub")([conv(x), y]), name="shared")
+
+
+def test_each_call_of_a_shared_layer_is_a_node() -> None:
+    read = graph.read(shared())
+    assert {node.name: [source.layer for source in node.inputs] for node in read.nodes} == {
+        **{"a": [], "b": [], "conv": ["a"], "conv@2": ["b"], "conv@3": ["bn"]},
+        **{"bn": ["conv"], "bn@2": ["conv@2"], "sub": ["conv@3", "bn@2"]},
+    }
+    assert [node.name for node in read.calls("conv")] == ["conv", "conv@2", "conv@3"]
+    assert {node.layer for node in read.calls("conv")} == {"conv"}
+    assert len({node.weights["kernel"] for node in read.calls("conv")}) == 1
+    assert read.calls("conv@2") == read.calls("nowhere") == ()
+    assert read.producer(TensorRef(layer="conv@3")) == read.node("conv@3")
+    assert read.consumers(TensorRef(layer="bn")) == ((read.node("conv@3"), 0),)
+
+
+def test_calls_outside_of_the_model_are_not_counted() -> None:
+    image = tf_keras.Input((8, 8, 3), name="image")
+    conv = layers.Conv2D(3, 3, name="conv")
+    conv(image)  # first call, of no model
+    read = graph.read(tf_keras.Model(image, conv(conv(image))))
+    assert [node.name for node in read.nodes] == ["image", "conv", "conv@2"]
+    assert [source.layer for source in read.node("conv@2").inputs] == ["conv"]
+
+
+def test_shapes() -> None:
+    x = tf_keras.Input((None, 8, 4), name="x")
+    y = layers.Conv2D(5, 3, strides=2, padding="same", name="conv")(x)
+    read = graph.read(tf_keras.Model(x, layers.GlobalAveragePooling2D(name="pool")(y)))
+    found = {node.name: read.shape(TensorRef(layer=node.name)) for node in read.nodes}
+    assert found == {"x": (None, None, 8, 4), "conv": (None, None, 4, 5), "pool": (None, 5)}
+    assert read.shape(TensorRef(layer="conv", index=1)) == ()
+
+
+def test_a_rebuilt_model_shares_what_the_old_one_shared() -> None:
+    model, asked = randomized(shared()), []
+    inputs = [IMAGES, IMAGES[::-1]]
+
+    def replace(layer: Any) -> Any:
+        asked.append(layer.name)
+        return graph.clone_layer(layer)
+
+    copy = graph.rebuild(model, replace=replace)
+    graph.copy_weights(model, copy)
+    assert sorted(asked) == ["bn", "conv", "sub"]
+    assert len(copy.get_layer("conv")._inbound_nodes) == 3
+    assert len(copy.weights) == len(model.weights) == 6
+    assert np.array_equal(copy(inputs).numpy(), model(inputs).numpy())
+    assert [node.name for node in graph.read(copy).nodes] == [node.name for node in graph.read(model).nodes]
+
+
+def test_a_layer_is_put_before_one_call_of_a_shared_layer() -> None:
+    model = randomized(shared())
+    double = layers.Rescaling(2.0, name="double")
+    changed = graph.rebuild(model, on_edges={("conv@2", 0): double})
+    graph.copy_weights(model, changed)
+    read = graph.read(changed)
+    assert [[source.layer for source in node.inputs] for node in read.calls("conv")] == [["a"], ["double"], ["bn"]]
+    np.testing.assert_array_equal(changed([IMAGES, IMAGES]).numpy(), model([IMAGES, 2 * IMAGES]).numpy())
+
+
+def test_one_inserted_layer_on_two_edges_of_one_tensor_is_called_once() -> None:
+    double = layers.Rescaling(2.0, name="double")
+    changed = graph.rebuild(residual(), on_edges={("conv", 0): double, ("add", 0): double})
+    assert len(double._inbound_nodes) == 1
+    read = graph.read(changed)
+    assert [source.layer for node in ("conv", "add") for source in read.node(node).inputs] == ["double", "double", "bn"]
+
+
 def test_sequential() -> None:
     model = tf_keras.Sequential([tf_keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2, name="b")])
     assert [node.name for node in graph.read(model).nodes][1:] == ["a", "b"]
@@ -256,11 +331,6 @@ class Subclassed(tf_keras.Model):
 def nested() -> Any:
     image = tf_keras.Input((8, 8, 3))
     return tf_keras.Model(image, residual()(image), name="outer")
-
-
-def shared() -> Any:
-    x, dense = tf_keras.Input((4,)), layers.Dense(4, name="twice")
-    return tf_keras.Model(x, dense(dense(x)))
 
 
 REFUSED = {

@@ -152,3 +152,15 @@ def test_weighted_config_on_a_layer_without_a_weight(misuse: Any) -> None:
     model = sequential(annotate_layer(misuse(name="it"), tfqat.WeightedQuantizeConfig()))
     with pytest.raises(tfqat.errors.PlacementError, match=r"^layer 'it' \(\w+\) has no weight that can be quantized"):
         quantize_apply(model, scheme=tfqat.TensorRTScheme())
+
+
+def test_an_annotated_concatenation_has_one_scale_in_the_model() -> None:
+    x = tf_keras.Input((4,), name="x")
+    a, b = layers.Dense(3, name="a")(x), layers.Dense(3, name="b")(x)
+    joined = annotate_layer(layers.Concatenate(name="cat"), tfqat.InputQuantizeConfig(inputs=(0, 1)))([a, b])
+    model = tf_keras.Model(x, annotate_layer(layers.Dense(2, name="fc"))(joined))
+    qmodel = quantize_apply(model, scheme=tfqat.TensorRTScheme())
+    points = {point.id: point.scale_group for point in placement_of(qmodel).activations}
+    assert points == {"a": "a", "b": "a", "cat": "a"}
+    tfqat.calibrate(qmodel, [ROWS], batches=1)
+    assert len({float(state.ranges(qmodel)[name]) for name in points}) == 1

@@ -29,6 +29,7 @@ DEFAULTS = {
         "loss": "mse",
         "metrics": ["accuracy"],
     },
+    "replace": [],
     "quantization": {
         "preset": "selective",
         "weights": {"num_bits": 8, "calibrator": "max", "granularity": "per_channel"},

@@ -72,6 +72,8 @@ def obstacle_to_folding(view: View, batch_norm: Node) -> str | None:
         return "which is not quantized"
     if source.class_name not in classes.WEIGHTS or classes.activation_name(source) != "linear":
         return "which is not a convolution without activation"
+    if not _normalizes_channels(view, batch_norm):
+        return "whose channels are on another axis than it normalizes"
     for call in view.graph.calls(source.layer):
         output = TensorRef(layer=call.name)
         readers = [node.layer for node, _ in view.graph.consumers(output)]
@@ -80,6 +82,12 @@ def obstacle_to_folding(view: View, batch_norm: Node) -> str | None:
     if len(view.graph.calls(batch_norm.layer)) != len(view.graph.calls(source.layer)):
         return "which is not the only layer that it normalizes"
     return None
+
+
+def _normalizes_channels(view: View, batch_norm: Node) -> bool:
+    axis = batch_norm.config.get("axis", -1)
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    return axes in ([-1], [len(view.graph.shape(batch_norm.inputs[0])) - 1])
 
 
 def _source_of_activation(view: View, node: Node) -> Node:
