@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfqat.datasets import Data, check_labelled, load_dataset, read_through
-from tfqat.errors import DataError, PlacementError, RecipeError
+from tfqat.errors import DataError, ModelError, PlacementError, RecipeError
 from tfqat.models.load import is_reference
 from tfqat.placement.plan import Placement
 from tfqat.placement.planner import plan
@@ -48,11 +48,11 @@ class Origin:
         """Puts the line before each key of the recipe that an error names: `recipes/x.yaml:12: quantization.skip[0]: ...`.
 
         Raises:
-            PlacementError: as raised within the block.
+            PlacementError, ModelError, DataError: as raised within the block.
         """
         try:
             yield
-        except PlacementError as error:
+        except (PlacementError, ModelError, DataError) as error:
             keys = sorted(self.lines, key=len, reverse=True)
             known = re.compile("|".join(rf"\b{re.escape(key)}(?![\w.\[])" for key in keys if "[" in key) or r"(?!)")
             raise type(error)(known.sub(lambda match: f"{self.lines[match[0]]}: {match[0]}", str(error))) from error

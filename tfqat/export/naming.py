@@ -66,7 +66,8 @@ def settle_constants(graph: ir.Graph) -> None:
         for index, value in enumerate(node.inputs):
             if value is None or value.name not in graph.initializers:
                 continue
-            own = str(value.name).endswith(_OWN_NAMES)
+            codes = node.op_type == "DequantizeLinear" and node.name == f"{value.name}/DQ"
+            own = codes or str(value.name).endswith(_OWN_NAMES)
             array = constant_of(value)
             key = (str(array.dtype), array.shape, array.tobytes())
             if not own and array.size <= _SMALL:

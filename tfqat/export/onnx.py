@@ -16,6 +16,7 @@ from tfqat.export import naming, passes, tf2onnx_adapter
 from tfqat.export.fold import BatchNormResult, Codes, fold_batch_norms
 from tfqat.export.plain import plain
 from tfqat.export.weights import WeightInput, quantize_weights
+from tfqat.models.names import given_name
 from tfqat.placement.plan import QPoint
 from tfqat.quantize import state
 from tfqat.quantize.apply import with_fed_weights
@@ -75,7 +76,9 @@ def export_onnx(
     passes.cancel_transposes(graph)
     passes.plain_resizes(graph)
     passes.padded_average_pools(graph)
-    operations = naming.name_after_layers(graph, [layer.name for layer in model.layers], prefix=model.name)
+    operations = naming.name_after_layers(
+        graph, [name for layer in model.layers for name in dict.fromkeys((layer.name, given_name(layer.name)))], prefix=model.name
+    )
     naming.settle_constants(graph)
     naming.name_dimensions(graph)
     recorded = {"tfqat.version": __version__, "tfqat.opset": str(opset), FOLD_BATCHNORM: str(fold_batchnorm).lower()}

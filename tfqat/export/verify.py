@@ -26,8 +26,8 @@ from tfqat.models import graph as model_graph
 from tfqat.models.graph import TensorRef
 from tfqat.quantize import state
 
-# All points of a batch are in memory at once, in Keras twice and in ONNX Runtime twice.
-BATCH = 50
+# All points of a batch are in memory at once, several times in Keras and twice in ONNX Runtime: at most so many examples, or values.
+BATCH, BATCH_VALUES = 50, 30_000_000
 _REPETITIONS = ("noise 1", "noise 2", "noise 3")
 
 
@@ -117,6 +117,14 @@ class _Codes:
         return cls._reading(qmodel, tensors, state.handles(qmodel), compiled)
 
     @classmethod
+    def in_float64(cls, qmodel: Any) -> _Codes | None:
+        """The model in float64; None if TensorFlow lacks one of its operations in float64, as it does 3-D pooling on a CPU."""
+        try:
+            return cls.of(model_graph.as_float64(qmodel))
+        except (TypeError, ValueError, tf.errors.OpError):
+            return None
+
+    @classmethod
     def noisy(cls, qmodel: Any, seed: tf.Variable) -> _Codes:
         """A copy of the model with rounding noise before every quantizer."""
         noises: dict[str, _RoundingNoise] = {}
@@ -157,7 +165,7 @@ class _Comparison:
 
     def __init__(self, qmodel: Any, path: Path) -> None:
         self._keras = _Codes.of(qmodel)
-        self._keras64 = _Codes.of(model_graph.as_float64(qmodel))
+        self._keras64 = _Codes.in_float64(qmodel)
         self._compiled: _Codes | None = _Codes.of(qmodel, compiled=True)
         self._seed = tf.Variable(0, dtype=tf.int32)
         self._noisy = _Codes.noisy(qmodel, self._seed)
@@ -198,7 +206,7 @@ class _Comparison:
                 id=name,
                 local=kinds["local"],
                 end_to_end=kinds["end_to_end"],
-                noise_floor=kinds["float64"],
+                noise_floor=kinds.get("float64", CodeDifference()),
                 compiled=kinds.get("compiled", CodeDifference()),
                 perturbed=kinds[noisiest],
             )
@@ -213,7 +221,9 @@ class _Comparison:
 
     def _add_floors(self, inputs: Any, codes: Mapping[str, np.ndarray], outputs: list[np.ndarray]) -> None:
         """Compare Keras with itself: in float64, compiled, and with rounding noise."""
-        found = {"float64": self._keras64(tf.nest.map_structure(lambda value: tf.cast(value, tf.float64), inputs))}
+        found = {}
+        if (in_float64 := self._run_float64(inputs)) is not None:
+            found["float64"] = in_float64
         if (compiled := self._run_compiled(inputs)) is not None:
             found["compiled"] = compiled
         for number, kind in enumerate(_REPETITIONS):
@@ -230,6 +240,16 @@ class _Comparison:
     def _record(self, kind: str, codes: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> None:
         for name, array in codes.items():
             self._found[name].setdefault(kind, []).append(CodeDifference.between(array, others[name]))
+
+    def _run_float64(self, inputs: Any) -> tuple[dict[str, np.ndarray], list[np.ndarray]] | None:
+        """What float64 computes; None if an operation has no kernel for it, which is then left out of the noise floor."""
+        if self._keras64 is None:
+            return None
+        try:
+            return self._keras64(tf.nest.map_structure(lambda value: tf.cast(value, tf.float64), inputs))
+        except (TypeError, tf.errors.OpError):
+            self._keras64 = None
+            return None
 
     def _run_compiled(self, inputs: Any) -> tuple[dict[str, np.ndarray], list[np.ndarray]] | None:
         """What XLA computes; None if it cannot compile the graph, which is then left out of the noise floor."""
@@ -267,14 +287,18 @@ def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:
 
 
 def _limited(qmodel: Any, dataset: Iterable[Any], examples: int) -> Iterable[Any]:
-    """The inputs of the first `examples` examples, in batches of at most BATCH."""
+    """The inputs of the first `examples` examples, in batches of at most BATCH, fewer where the model's points hold many values."""
     left = examples
+    values = sum(
+        int(np.prod(tensor.shape[1:])) if None not in tensor.shape[1:] else 0 for tensor in state.activation_inputs(qmodel).values()
+    )
+    largest = min(BATCH, max(1, BATCH_VALUES // max(values, 1)))
     for batch in dataset:
         inputs = inputs_of(batch)
         check_batch(qmodel, inputs, where="verify")
         size = min(left, int(tf.nest.flatten(inputs)[0].shape[0]))
-        for start in range(0, size, BATCH):
-            part = slice(start, min(start + BATCH, size))
+        for start in range(0, size, largest):
+            part = slice(start, min(start + largest, size))
             yield tf.nest.map_structure(lambda value, part=part: value[part], inputs)
         left -= size
         if left <= 0:

@@ -16,6 +16,7 @@ from tfqat.placement.patterns import Target, matching, names_of, names_of_reads,
 from tfqat.placement.plan import FloatLayer, Placement, QPoint
 from tfqat.placement.reads import Read, by_tensor, edges_of, point_id
 from tfqat.placement.rules import Decision, KeepFloat, Quantize, View, Weight
+from tfqat.placement.rules.classes import TRANSPOSED
 from tfqat.placement.scale_groups import scale_groups
 from tfqat.recipe.load import quantization_config
 from tfqat.recipe.schema import QuantizationConfig
@@ -200,7 +201,7 @@ def _view(
 
 
 def _weight_of_class(name: str, config: LayerConfig) -> Weight | None:
-    weight = config.weight or rules.WEIGHTS.get(name) if config.has_weight else None
+    weight = config.weight or rules.WEIGHTS.get(name) or TRANSPOSED.get(name) if config.has_weight else None
     if config.has_weight and weight is None:
         raise PlacementError(
             f"configs[{name!r}]: the QuantizeConfig is for a layer with a weight, and does not say where {name} keeps it; give it "

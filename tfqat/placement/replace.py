@@ -1,7 +1,7 @@
 """Replaces blocks of a model by ones that quantize better, before anything is quantized.
 
 replace:
-  - {match: "*", with: hard_swish}          swish has no bound below, hard swish is what it looks like in integers
+  - {match: "*", with: hard_swish}          x * sigmoid(x) -> x * relu6(x + 3) / 6: no exponential
   - {match: "ReLU", with: relu}             ReLU6 -> ReLU: its bound is then the range that calibration chooses
   - {match: "stage*_add", with: repvgg}     parallel branches -> one convolution, exactly
   - {match: "head_*", with: "blocks.py:my_layer"}     a function that takes a layer and returns the one to put in its place
@@ -9,20 +9,22 @@ replace:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tf_keras
 
-from tfqat.errors import ModelError, NoMatchError
+from tfqat.errors import DataError, ModelError, NoMatchError
 from tfqat.models import activations
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, Node
 from tfqat.models.load import canonical
 from tfqat.models.names import given_name
 from tfqat.placement import repvgg
+from tfqat.placement.own_blocks import check_distinct, fitted, replacement_of
 from tfqat.placement.rules.classes import activation_name
 from tfqat.placement.select import matches, no_match
 from tfqat.recipe.references import load_reference
@@ -33,10 +35,17 @@ _SWISH = frozenset({"swish", "silu"})
 
 @dataclass(frozen=True, kw_only=True)
 class Substitution:
-    """What is put in the place of layers: layer name -> what is called instead, and the weights of new layers by name."""
+    """What is put in the place of layers.
+
+    Attributes:
+        calls: layer name -> what is called instead.
+        weights: name of a new layer -> its weights; one that is not listed takes those of the layer it replaces.
+        reasons: layer name -> why the replacement does not apply to it, where there is more to say than its class.
+    """
 
     calls: Mapping[str, Callable[..., Any]]
-    weights: Mapping[str, list[Any]]
+    weights: Mapping[str, list[Any]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 def replace_blocks(model: Any, replacements: Iterable[Replacement], *, base: Path | None = None) -> Any:
@@ -47,24 +56,41 @@ def replace_blocks(model: Any, replacements: Iterable[Replacement], *, base: Pat
         replacements: which layers, and by what: a built-in (`hard_swish`, `relu`, `repvgg`) or a reference to a function.
         base: the folder that a relative `file.py` is also looked for from; default: the working directory.
 
+    Returns:
+        The new model. What `repvgg` fuses is called after its largest convolution, or after the Add where that is an output.
+
     Raises:
         NoMatchError: a pattern that matches no layer, or none that the replacement applies to.
-        ModelError: a function returns something else than a layer that fits.
+        ModelError: a function fails, or returns something else than a layer that fits.
+        DataError: a function cannot be imported.
     """
     model = canonical(model)
     for number, replacement in enumerate(replacements):
         graph = model_graph.read(model)
-        where = f"replace[{number}].match"
-        chosen = _chosen(graph, replacement.match, where)
-        found = _substitution(model, graph, chosen, replacement.with_, base or Path.cwd())
-        if not found.calls:
-            raise NoMatchError(
-                f"{where}: pattern {replacement.match!r} matches only layers that {replacement.with_!r} does not apply to: "
-                + ", ".join(given_name(node.layer) for node in chosen[:5])
-                + (", ..." if len(chosen) > 5 else "")
-            )
-        model = _rebuilt(model, found)
+        chosen = _chosen(graph, replacement.match, f"replace[{number}].match")
+        with _citing(f"replace[{number}].with"):
+            found = _substitution(model, graph, chosen, replacement.with_, base or Path.cwd())
+            if not found.calls:
+                raise NoMatchError(_no_effect(replacement, chosen, found, f"replace[{number}].match"))
+            model = canonical(_rebuilt(model, found))  # a function may return a model of several layers
+            model_graph.check_float32(model)
     return model
+
+
+@contextmanager
+def _citing(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        raise type(error)(f"{key}: {error}") from error
+
+
+def _no_effect(replacement: Replacement, chosen: list[Node], found: Substitution, where: str) -> str:
+    listed = [f"{given_name(name)} ({reason})" for name, reason in found.reasons.items()] or [given_name(node.layer) for node in chosen]
+    return (
+        f"{where}: pattern {replacement.match!r} matches only layers that {replacement.with_!r} does not apply to: {', '.join(listed[:5])}"
+        + (", ..." if len(listed) > 5 else "")
+    )
 
 
 def _chosen(graph: ModelGraph, pattern: str, where: str) -> list[Node]:
@@ -83,17 +109,11 @@ def _chosen(graph: ModelGraph, pattern: str, where: str) -> list[Node]:
 def _substitution(model: Any, graph: ModelGraph, chosen: list[Node], name: str, base: Path) -> Substitution:
     if name == "repvgg":
         return _fused_branches(model, graph, chosen)
+    if name not in _BUILT_IN:
+        return _by_function(model, graph, chosen, load_reference(name, base=base), name)
     layers = {layer.name: layer for layer in model.layers}
-    if name in _BUILT_IN:
-        make = _BUILT_IN[name]
-    else:
-        function = load_reference(name, base=base)
-
-        def make(graph: ModelGraph, node: Node, layer: Any) -> Any:
-            return _checked(function(layer), layer, name)
-
-    made = {node.layer: made for node in chosen if (made := make(graph, node, layers.get(node.layer))) is not None}
-    return Substitution(calls=made, weights={})
+    made = {node.layer: _BUILT_IN[name](graph, node, layers[node.layer]) for node in chosen}
+    return Substitution(calls={layer: call for layer, call in made.items() if call is not None})
 
 
 def _hard_swish(graph: ModelGraph, node: Node, layer: Any) -> Any:
@@ -103,7 +123,7 @@ def _hard_swish(graph: ModelGraph, node: Node, layer: Any) -> Any:
         return hard
     if "activation" in node.config and activation_name(node) in _SWISH:
         return model_graph.clone_layer(layer, activation=activations.hard_silu)
-    if node.class_name == "Multiply" and len(node.inputs) == 2:
+    if node.class_name == "Multiply" and len(node.inputs) == 2 and len(graph.calls(node.layer)) == 1:
         for index, other in ((0, 1), (1, 0)):
             gate = graph.producer(node.inputs[other])
             if activation_name(gate) == "sigmoid" and gate.class_name == "Activation" and gate.inputs[0] == node.inputs[index]:
@@ -127,27 +147,43 @@ BUILT_IN = (*_BUILT_IN, "repvgg")
 def _fused_branches(model: Any, graph: ModelGraph, chosen: Collection[Node]) -> Substitution:
     calls: dict[str, Callable[..., Any]] = {}
     weights: dict[str, list[Any]] = {}
+    reasons: dict[str, str] = {}
     layers = {layer.name: layer for layer in model.layers}
     for node in chosen:
-        block = repvgg.read_block(graph, node)
-        if block is None:
+        block = repvgg.read_block(graph, node.layer)
+        if isinstance(block, str):
+            reasons.update({node.layer: block} if node.class_name == "Add" else {})
             continue
         config, values = repvgg.fuse(block, layers)
         fused = tf_keras.layers.Conv2D.from_config(config)
         calls.update({name: (lambda tensor, **_: tensor) for name in block.layers})
         calls[node.layer] = lambda tensors, fused=fused, **_: fused(tensors[0])
         weights[config["name"]] = values
-    return Substitution(calls=calls, weights=weights)
+    return Substitution(calls=calls, weights=weights, reasons=reasons)
+
+
+def _by_function(model: Any, graph: ModelGraph, chosen: list[Node], function: Callable[[Any], Any], reference: str) -> Substitution:
+    """What a function of the user's own makes of copies of the chosen layers, so that it cannot change the model."""
+    copies = {layer.name: layer for layer in model_graph.clone(model).layers}
+    made = {
+        node.layer: found
+        for node in chosen
+        if node.class_name != "InputLayer" and (found := replacement_of(copies[node.layer], function, reference)) is not None
+    }
+    check_distinct(made, reference)
+    return Substitution(
+        calls={name: fitted(layer, graph.calls(name), reference) for name, layer in made.items()},
+        weights={name: layer.get_weights() for name, layer in made.items() if layer.built},
+    )
 
 
 def _rebuilt(model: Any, substitution: Substitution) -> Any:
     old = {layer.name: layer for layer in model.layers}
-    ready = {name for name, layer in substitution.calls.items() if getattr(layer, "built", False)}
     rebuilt = model_graph.rebuild(model, replace=lambda layer: substitution.calls.get(layer.name) or model_graph.clone_layer(layer))
     for layer in rebuilt.layers:
-        if not layer.weights or layer.name in ready:
+        if not layer.weights:
             continue
-        values = substitution.weights.get(layer.name) or (old[layer.name].get_weights() if layer.name in old else [])
+        values = substitution.weights[layer.name] if layer.name in substitution.weights else old[layer.name].get_weights()
         if [value.shape for value in values] != [tuple(weight.shape) for weight in layer.weights]:
             raise ModelError(
                 f"replacement of layer {layer.name!r} has weights of shapes {[tuple(weight.shape) for weight in layer.weights]}, the layer "
@@ -155,16 +191,3 @@ def _rebuilt(model: Any, substitution: Substitution) -> Any:
             )
         model_graph.set_weights(layer, values)
     return rebuilt
-
-
-def _checked(made: Any, layer: Any, reference: str) -> Any:
-    if made is None or made is layer:
-        return None
-    if not isinstance(made, tf_keras.layers.Layer):
-        raise ModelError(
-            f"replace: {reference} returned {type(made).__module__}.{type(made).__name__} for layer {layer.name!r}; expected a tf_keras "
-            "layer, or None to leave it as it is"
-        )
-    if made.name != layer.name:
-        made._name = layer.name  # labels, reports and patterns go by the name
-    return made

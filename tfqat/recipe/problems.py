@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tfqat.errors import nearest
@@ -63,10 +64,10 @@ def _problem(model: type[BaseModel], detail: ErrorDetails) -> tuple[KeyPath, str
     path: KeyPath = context.get("path", detail["loc"])
     block = _block_at(model, path[:-1])
     if kind == "extra_forbidden":
-        known = list(block.model_fields) if block else []
+        known = list(_fields(block)) if block else []
         return path, "unknown key" + (nearest(str(path[-1]), known) or f"; expected one of {', '.join(known)}")
     if kind == "missing":
-        field = block.model_fields.get(str(path[-1])) if block else None
+        field = _fields(block).get(str(path[-1])) if block else None
         return path, "missing" + (f"; expected: {field.description}" if field else "")
     if kind == "narrow_weights":
         return path, detail["msg"]
@@ -85,8 +86,13 @@ def _block_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
     block: type[BaseModel] | None = model
     for key in path:
         if isinstance(key, str):
-            block = _block_in(block.model_fields[key].annotation) if block and key in block.model_fields else None
+            block = _block_in(_fields(block)[key].annotation) if block and key in _fields(block) else None
     return block
+
+
+def _fields(block: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Key of a recipe -> field; a key that Python reserves, such as `with`, is an alias there."""
+    return {field.alias or name: field for name, field in block.model_fields.items()}
 
 
 def _block_in(annotation: object) -> type[BaseModel] | None:

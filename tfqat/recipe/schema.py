@@ -74,8 +74,6 @@ class ModelConfig(Block):
 class Replacement(Block):
     """A block of the model that is replaced before quantization."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     match: Text = Field(description="Layers by name glob, `re:` regular expression, or layer class.")
     with_: Text = Field(
         alias="with", description="hard_swish, relu, repvgg, or module:function or path/file.py:function: a layer in, its replacement out."

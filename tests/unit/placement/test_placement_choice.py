@@ -127,6 +127,7 @@ LINES = ("image InputLayer", "own Mine image", "fc Dense own")
 class Config:
     inputs: tuple[int, ...]
     weight: Weight | None = None
+    has_weight: bool = False
 
 
 WEIGHT = Weight(attribute="taps", channel_axes=(1,))
@@ -139,12 +140,28 @@ def test_a_class_without_a_config_is_float(draw: Draw) -> None:
 
 
 def test_a_class_with_a_config_is_quantized(draw: Draw) -> None:
-    placement = made(draw(*LINES), configs={"Mine": Config(inputs=(0,), weight=WEIGHT)})
+    placement = made(draw(*LINES), configs={"Mine": Config(inputs=(0,), weight=WEIGHT, has_weight=True)})
     assert ids(placement) == ["image", "own/taps", "own", "fc/kernel"]
     weight = placement.weights[0]
     assert (weight.source, weight.weight, weight.reason, weight.spec.axes) == ("own", "taps", "weight of Mine", (1,))
     assert placement.activations[0].reason == "Mine: by its QuantizeConfig"
     assert not placement.float_layers
+
+
+def test_a_config_that_does_not_say_where_the_weight_is(draw: Draw) -> None:
+    with pytest.raises(PlacementError) as caught:
+        made(draw(*LINES), configs={"Mine": Config(inputs=(0,), has_weight=True)})
+    assert str(caught.value) == (
+        "configs['Mine']: the QuantizeConfig is for a layer with a weight, and does not say where Mine keeps it; give it "
+        "weight=tfqat.Weight(attribute=..., channel_axes=...), or use an InputQuantizeConfig"
+    )
+
+
+def test_a_config_of_keras_own_class_knows_where_the_weight_is(draw: Draw) -> None:
+    placement = made(draw(*LINES), configs={"Dense": Config(inputs=(0,), has_weight=True)})
+    assert [(point.id, point.spec.axes, point.reason) for point in placement.points] == [
+        ("own", (), "Dense: by its QuantizeConfig"), ("fc/kernel", (1,), "weight of Dense")
+    ]  # fmt: skip
 
 
 def test_a_class_that_the_recipe_describes_is_quantized(draw: Draw) -> None:

@@ -271,8 +271,14 @@ def example(module: str) -> Any:
     return loaded
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet.yaml", "detector.yaml", "vit.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("vit.yaml", marks=pytest.mark.slow),
+        pytest.param("unet.yaml", marks=pytest.mark.sweep),
+        pytest.param("detector.yaml", marks=pytest.mark.sweep),
+    ],
+)
 def test_the_small_recipes_run_to_a_proven_graph(name: str, tmp_path: Path) -> None:
     """All but the end-to-end figure, which is a check of plausibility (docs/adr/0005), and on random weights close to its limit."""
     import tfqat
