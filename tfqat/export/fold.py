@@ -93,6 +93,8 @@ def _obstacle(graph: ModelGraph, norm: Node, layers: Mapping[str, Any], handles:
     inner = layers[source.layer].layer
     if type(inner).__name__ not in WEIGHTS or getattr(inner.activation, "__name__", "linear") != "linear":
         return f"{source.layer} before it is no product without activation"
+    if any(call.trains for call in graph.calls(norm.layer)):
+        return "it is called with training=True"
     if not _normalizes_channels(layers[norm.layer]):
         return "it normalizes another axis than the channels"
     for call in graph.calls(source.layer):

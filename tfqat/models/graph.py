@@ -37,6 +37,7 @@ class Node:
     """One call of a layer and the tensors that it reads.
 
     `weights` gives the shape of each weight by its attribute name, `shapes` that of each output (None for an axis without fixed size).
+    `trains` says that the call itself asks for `training=True`, so that it does so at inference too.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Node:
     config: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     shapes: tuple[tuple[int | None, ...], ...] = ()
+    trains: bool = False
 
     @property
     def layer(self) -> str:
@@ -307,8 +309,10 @@ def _read_node(calls: _Calls, name: str, call: Any) -> Node:
     layer = call.layer
     inputs = () if isinstance(layer, tf_keras.layers.InputLayer) else tuple(calls.reference(tensor) for tensor in call.keras_inputs)
     weights = {attribute: tuple(value.shape) for attribute, value in vars(layer).items() if isinstance(value, tf.Variable)}
+    trains = call.call_kwargs.get("training") is True
     shapes = tuple(tuple(tensor.shape) if tensor.shape.rank is not None else () for tensor in tf.nest.flatten(call.outputs))
-    return Node(name=name, class_name=type(layer).__name__, inputs=inputs, config=layer.get_config(), weights=weights, shapes=shapes)
+    kind, config = type(layer).__name__, layer.get_config()
+    return Node(name=name, class_name=kind, inputs=inputs, config=config, weights=weights, shapes=shapes, trains=trains)
 
 
 def _new_input(call: Any, dtype: str | None) -> Any:

@@ -150,7 +150,7 @@ def _branch(graph: ModelGraph, tensor: TensorRef) -> tuple[Branch, TensorRef]:
 def _step(graph: ModelGraph, tensor: TensorRef, class_name: str) -> tuple[Node | None, TensorRef]:
     """The layer of a class that makes the tensor and what it reads, if the tensor is read once; else None and the tensor."""
     node = graph.producer(tensor)
-    once = len(graph.consumers(tensor)) == 1 and tensor not in graph.outputs
+    once = len(graph.consumers(tensor)) == 1 and tensor not in graph.outputs and not node.trains
     return (node, node.inputs[0]) if node.class_name == class_name and once else (None, tensor)
 
 

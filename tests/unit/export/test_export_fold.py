@@ -103,6 +103,8 @@ def joined(kind: str) -> Any:
         return tf_keras.Model(x, norm(K.Conv2D(6, 3, activation="relu", name="op")(x)))
     if kind == "no product before it":
         return tf_keras.Model(x, K.Conv2D(6, 3, name="op")(norm(x)))
+    if kind == "training":
+        return tf_keras.Model(x, norm(K.Conv2D(6, 3, name="op")(x), training=True))
     if kind == "another axis":
         return tf_keras.Model(x, K.BatchNormalization(name="bn", axis=1)(K.Conv2D(6, 3, name="op")(x)))
     if kind == "normalizes another tensor too":
@@ -115,6 +117,7 @@ OBSTACLES = {
     "also an output": "the output of op is read elsewhere too",
     "an activation between": "op before it is no product without activation",
     "no product before it": "image before it has no quantized weight",
+    "training": "it is called with training=True",
     "another axis": "it normalizes another axis than the channels",
     "normalizes another tensor too": "it normalizes other tensors than the output of op too",
     "a float convolution": "op before it has no quantized weight",

@@ -72,6 +72,8 @@ def obstacle_to_folding(view: View, batch_norm: Node) -> str | None:
         return "which is not quantized"
     if source.class_name not in classes.WEIGHTS or classes.activation_name(source) != "linear":
         return "which is not a convolution without activation"
+    if batch_norm.trains:
+        return "which is called with training=True"
     if not _normalizes_channels(view, batch_norm):
         return "whose channels are on another axis than it normalizes"
     for call in view.graph.calls(source.layer):
