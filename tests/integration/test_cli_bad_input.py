@@ -419,7 +419,7 @@ def test_ctrl_c_keeps_the_run_and_marks_it_incomplete(project: Path) -> None:
     ("command", "interrupted"),
     [
         (("verify", "."), "tfqat.verify_run.verify_run"),
-        (("plan", "tiny.yaml"), "tfqat.placement.planner.plan"),
+        (("plan", "tiny.yaml"), "tfqat.inputs.plan_recipe"),
         (("run", "tiny.yaml"), "tfqat.pipeline.load_inputs"),
     ],
     ids=["verify", "plan", "run, before it has a directory"],
