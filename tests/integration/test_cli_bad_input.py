@@ -398,7 +398,7 @@ def test_ctrl_c_keeps_the_run_and_marks_it_incomplete(project: Path) -> None:
         try:
             wait_for(lambda: any(len(path.read_text().splitlines()) > 1 for path in project.glob("runs/*/history.csv")), process)
             process.send_signal(signal.SIGINT)
-            _, error = process.communicate(timeout=60)
+            _, error = process.communicate(timeout=240)
         finally:
             process.kill()
     assert process.returncode == 2, error

@@ -93,9 +93,8 @@ def test_recipe(lint: Callable[..., Result], tiny_project: Path) -> None:
 
 
 def test_recipe_of_the_naive_preset(lint: Callable[..., Result], tiny_project: Path) -> None:
-    recipe = tiny_project / "naive.yaml"
-    recipe.write_text((tiny_project / "tiny.yaml").read_text() + "quantization: {preset: naive}\n")
-    result = lint(recipe)
+    recipe = tiny_project / "tiny.yaml"
+    result = lint(recipe, "--set", "quantization.preset=naive")
     assert result.code == 1
     assert result.out.splitlines()[-1] == f"{recipe}: 1 finding, 2 pieces of advice"
     assert "every input is quantized: the Add cannot fuse with 'project'" in result.out

@@ -26,6 +26,7 @@ NAMES = [
     "RunResult",
     "TensorQuantizer",
     "TensorRTScheme",
+    "Weight",
     "WeightedQuantizeConfig",
     "__version__",
     "calibrate",
