@@ -51,7 +51,7 @@ class Stages:
 
 
 def placement_tree(graph: ModelGraph, placement: Placement) -> Tree:
-    """Every layer below the nested models it belongs to: `●` in INT8 with its points, `○` float with the reason."""
+    """Every layer below the nested models it belongs to: `●` in INT8, `○` float with the reason; and the quantizers at its inputs."""
     from tfqat.placement.tree import tree_of
 
     root = Tree(
@@ -63,18 +63,22 @@ def placement_tree(graph: ModelGraph, placement: Placement) -> Tree:
 
 
 def _grow(tree: Tree, branch: Branch) -> None:
-    for name, below in branch.branches.items():
-        _grow(tree.add(Text(f"{name}/", style="bold")), below)
-    for layer in branch.layers:
-        name = layer.name.rpartition("/")[2]
-        if not layer.quantized:
-            tree.add(Text(f"○ {name}  {layer.node.class_name}: {layer.reason}", style="dim"))
+    from tfqat.placement.tree import Branch
+
+    for entry in branch.entries:
+        if isinstance(entry, Branch):
+            _grow(tree.add(Text(f"{entry.name}/", style="bold")), entry)
             continue
-        shown = tree.add(Text.assemble(("● ", "cyan"), (name, "bold"), f"  {layer.node.class_name}"))
-        for point in layer.points:
-            what = point.weight or f"reads {point.id}"
+        name, because = entry.name.rpartition("/")[2], f": {entry.reason}" if entry.reason else ""
+        if entry.quantized:
+            shown = tree.add(Text.assemble(("● ", "cyan"), (name, "bold"), f"  {entry.node.class_name}{because}"))
+        else:
+            shown = tree.add(Text(f"○ {name}  {entry.node.class_name}{because}", style="dim"))
+        for point in entry.points:
+            what = point.weight or f"reads {point.given_source}"
+            called = f" as {point.id}" if point.id.endswith(":shortcut") else ""
             group = f", one scale with {point.scale_group}" if point.scale_group not in (None, point.id) else ""
-            shown.add(Text(f"{what}: {point.spec.describe()}, {point.calibrator.describe()}{group} ({point.reason})"))
+            shown.add(Text(f"{what}{called}: {point.spec.describe()}, {point.calibrator.describe()}{group} ({point.reason})"))
 
 
 def placement_table(placement: Placement) -> Table:

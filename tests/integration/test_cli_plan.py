@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -74,7 +75,30 @@ def test_graph_of_a_model(model_file: Path, tmp_path: Path) -> None:
     assert np.all(scales["backbone/conv/kernel/scale"] < 0.1)
 
 
+def test_no_line_of_a_drawing_runs_through_a_box(model_file: Path, tmp_path: Path) -> None:
+    """The shortcut passes conv and relu, in a lane beside them; sampled along its curves."""
+    assert tfqat_plan(model_file, "--format", "svg", "--out", tmp_path / "plan.svg").returncode == 0
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.parse(tmp_path / "plan.svg").getroot()
+    boxes = [(float(box.get("x", 0)), float(box.get("y", 0))) for box in root.iter(f"{svg}rect") if box.get("class") == "box"]
+    lines = [[float(number) for number in re.findall(r"[\d.]+", path.get("d", ""))] for path in root.iter(f"{svg}path")]
+    assert (len(boxes), len(lines)) == (6, 8)  # six edges; the shortcut passes two rows
+    assert sum(path.get("class") == "edge int8" for path in root.iter(f"{svg}path")) == 3
+    for line in lines:
+        for t in np.linspace(0.02, 0.98, 99):
+            x, y = (np.dot([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3], line[axis:8:2]) for axis in (0, 1))
+            assert not any(left < x < left + 176 and top + 1 < y < top + 33 for left, top in boxes)
+    assert len([mark for mark in root.iter(f"{svg}rect") if mark.get("class") == "mark weight"]) == 2
+
+
+def test_a_recipe_takes_no_preset(model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("version: 1\n")
+    done = tfqat_plan(tmp_path / "r.yaml", "--preset", "naive")
+    assert (done.returncode, "--set quantization.preset=naive" in " ".join(done.stderr.split())) == (2, True)
+
+
 REFUSED = {
+    "--set for a model": (["--set", "seed=1"], "--set changes a recipe, and"),
     "no file for a graph": (["--format", "onnx"], "--format onnx writes a file: give its name with --out"),
     "unknown format": (["--format", "png"], "'png' is not one of"),
     "a folder that does not exist": (["--format", "svg", "--out", "nowhere/plan.svg"], "nowhere"),

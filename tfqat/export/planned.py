@@ -18,7 +18,7 @@ NOT_CALIBRATED: Mapping[str, str] = {"tfqat.calibrated": "false"}
 """The metadata entry of such a graph."""
 
 
-def export_planned(model: Any, placement: Placement, path: str | Path, *, opset: int = 17) -> ExportReport:
+def export_planned(model: Any, placement: Placement, path: str | Path, *, opset: int = 17, fold_batchnorm: bool = True) -> ExportReport:
     """Write the Q/DQ graph of a placement with placeholders for the ranges of activations.
 
     Weights have their real codes and scales. Every activation has the scale 1 (amax = hi), so the graph computes nothing useful; its
@@ -29,6 +29,7 @@ def export_planned(model: Any, placement: Placement, path: str | Path, *, opset:
         placement: its placement.
         path: the file to write; written whole or not at all.
         opset: 13 to 18.
+        fold_batchnorm: fold BatchNorm into the scales of the convolution before it.
 
     Raises:
         ExportError: see `export_onnx`.
@@ -42,4 +43,4 @@ def export_planned(model: Any, placement: Placement, path: str | Path, *, opset:
         for name, handle in handles.items()
     }
     state.set_ranges(qmodel, ranges)
-    return export_onnx(qmodel, path, opset=opset, metadata=NOT_CALIBRATED)
+    return export_onnx(qmodel, path, opset=opset, fold_batchnorm=fold_batchnorm, metadata=NOT_CALIBRATED)

@@ -2,56 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from tfqat.models.graph import ModelGraph, Node, TensorRef
+from tfqat.models.graph import ModelGraph, Node
 from tfqat.models.names import given_name
 from tfqat.placement.plan import Placement, QPoint
+from tfqat.placement.rules.classes import INFERENCE_IDENTITIES, PADDINGS
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLayer:
-    """One call of a layer: whether it is quantized, its points (weight, then inputs), and the reason if it is left float."""
+    """One call of a layer, what it computes in, its points (weight, then inputs), and the reason.
+
+    `quantized` says whether the layer computes on INT8. A layer in float can have a point too: the quantizer of a convolution behind a
+    padding sits in front of the padding. The reason is that of a layer left float, or says where the input of a quantized layer is
+    quantized if that is not at the layer itself; else it is empty, and the points have theirs.
+    """
 
     node: Node
     name: str
+    quantized: bool
     points: tuple[QPoint, ...]
     reason: str
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the layer computes on quantized inputs or weights."""
-        return bool(self.points)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """The layers below one name, in topological order: `backbone` holds `backbone/conv1`."""
+    """What is below one name, in topological order: `backbone` holds `backbone/conv1`. A branch stands where its first layer does."""
 
     name: str
-    layers: tuple[PlannedLayer, ...] = ()
-    branches: Mapping[str, Branch] = field(default_factory=dict)
+    entries: tuple[PlannedLayer | Branch, ...] = ()
 
 
 def planned_layers(graph: ModelGraph, placement: Placement) -> tuple[PlannedLayer, ...]:
     """Every call of a layer but the inputs, in topological order."""
-    weights = {point.source: point for point in placement.weights}
-    reads: dict[str, list[QPoint]] = {}
-    for point in placement.activations:
-        for edge in point.edges:
-            reads.setdefault(edge.layer, []).append(point)
+    weights: dict[str, list[QPoint]] = {}
+    for point in placement.weights:
+        weights.setdefault(point.source, []).append(point)
+    on_edges = quantizers_on_edges(placement)
     reasons = {layer.layer: layer.reason for layer in placement.float_layers}
-    return tuple(
-        PlannedLayer(
+
+    def planned(node: Node) -> PlannedLayer:
+        read = [on_edges[node.name, index] for index in range(len(node.inputs)) if (node.name, index) in on_edges]
+        quantized = node.name not in reasons
+        reason = "" if quantized and read else reasons.get(node.name) or _quantized_before(graph, node, on_edges)
+        return PlannedLayer(
             node=node,
             name=given_name(node.name),
-            points=tuple(dict.fromkeys((*([weights[node.layer]] if node.layer in weights else ()), *reads.get(node.name, ())))),
-            reason=reasons.get(node.name, ""),
+            quantized=quantized,
+            points=tuple(dict.fromkeys((*(weights.get(node.layer, ()) if quantized else ()), *read))),
+            reason=reason,
         )
-        for node in graph.nodes
-        if node.class_name != "InputLayer"
-    )
+
+    return tuple(planned(node) for node in graph.nodes if node.class_name != "InputLayer")
 
 
 def tree_of(graph: ModelGraph, placement: Placement) -> Branch:
@@ -64,23 +67,24 @@ def quantizers_on_edges(placement: Placement) -> dict[tuple[str, int], QPoint]:
     return {(edge.layer, edge.index): point for point in placement.activations for edge in point.edges}
 
 
-def depths(graph: ModelGraph) -> dict[str, int]:
-    """How many layers lie between each node and the inputs, along the longest way."""
-    found: dict[str, int] = {}
-    for node in graph.nodes:
-        found[node.name] = 1 + max((found[tensor.layer] for tensor in node.inputs), default=-1)
-    return found
+def _quantized_before(graph: ModelGraph, node: Node, on_edges: dict[tuple[str, int], QPoint]) -> str:
+    """Where the quantizer of a layer's input was moved: in front of the paddings and identities that the input passes."""
+    while node.inputs:
+        node = graph.producer(node.inputs[0])
+        if node.class_name not in INFERENCE_IDENTITIES | PADDINGS:
+            break
+        if (node.name, 0) in on_edges:
+            return f"its input is quantized in front of {given_name(node.name)}"
+    return ""
 
 
 def _branch(name: str, layers: tuple[PlannedLayer, ...], depth: int) -> Branch:
-    own = tuple(layer for layer in layers if layer.name.count("/") <= depth)
-    below: dict[str, list[PlannedLayer]] = {}
-    for layer in layers:
-        if layer.name.count("/") > depth:
-            below.setdefault(layer.name.split("/")[depth], []).append(layer)
-    return Branch(name=name, layers=own, branches={key: _branch(key, tuple(found), depth + 1) for key, found in below.items()})
-
-
-def tensor_name(tensor: TensorRef) -> str:
-    """A tensor as people call it: its layer, with the number of the output if there are several."""
-    return given_name(tensor.layer) + (f":{tensor.index}" if tensor.index else "")
+    found: dict[str, list[PlannedLayer]] = {}
+    for layer in layers:  # a path without a slash is a layer's own name; with one it is that of a branch
+        segments = layer.name.split("/")
+        found.setdefault(f"{segments[depth]}/" if len(segments) > depth + 1 else layer.name, []).append(layer)
+    entries: list[PlannedLayer | Branch] = []
+    for key, below in found.items():
+        is_branch = len(below[0].name.split("/")) > depth + 1
+        entries += [_branch(key.removesuffix("/"), tuple(below), depth + 1)] if is_branch else below
+    return Branch(name=name, entries=tuple(entries))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,15 +41,23 @@ def plan(
     set_: Overrides = None,
     format_: Annotated[Format, typer.Option("--format", help="tree, json, svg, or onnx: the Q/DQ graph before calibration.")] = Format.tree,
     out: Annotated[Path | None, typer.Option("--out", help="The file to write, in place of the terminal; onnx needs one.")] = None,
-    preset: Annotated[Preset, typer.Option("--preset", help="The preset, for a model; a recipe has its own.")] = Preset.selective,
+    preset: Annotated[Preset | None, typer.Option("--preset", help="The preset, for a model: selective if not given.")] = None,
     unsafe: Unsafe = False,
 ) -> None:
     """Show the placement with the reason for every point and everything left float, and the QAT schedule of a recipe."""
     if format_ is Format.onnx and out is None:
         raise typer.BadParameter("--format onnx writes a file: give its name with --out")
-    recipe, model, placement = _planned(source, set_ or (), preset, unsafe)
+    is_recipe = Path(source).suffix in (".yaml", ".yml")
+    if is_recipe and preset is not None:
+        raise typer.BadParameter(f"--preset is for a model; of a recipe, change its own: --set quantization.preset={preset.value}")
+    if set_ and not is_recipe:
+        raise typer.BadParameter(f"--set changes a recipe, and {source} is a model; choose its preset with --preset, or write a recipe")
+    if is_recipe:
+        recipe, model, placement = _planned_recipe(Path(source), set_ or (), unsafe)
+    else:
+        recipe, model, placement = None, *_planned_model(source, preset or Preset.selective, unsafe)
     if format_ is Format.onnx and out is not None:
-        _write_graph(model, placement, out)
+        _write_graph(model, placement, out, recipe)
     elif format_ is Format.tree and out is None:
         _print_tree(model, placement)
         if recipe is not None:
@@ -57,20 +66,22 @@ def plan(
         _put(_text(format_, model, placement), out)
 
 
-def _planned(source: str, overrides: list[str] | tuple[()], preset: Preset, unsafe: bool) -> tuple[Recipe | None, Any, Placement]:
-    if Path(source).suffix not in (".yaml", ".yml"):
-        from tfqat.placement.planner import plan as plan_model
-        from tfqat.quantize.load import load_model
+def _planned_model(source: str, preset: Preset, unsafe: bool) -> tuple[Any, Placement]:
+    from tfqat.placement.planner import plan as plan_model
+    from tfqat.quantize.load import load_model
 
-        model = load_model(source, unsafe=unsafe)
-        return None, model, plan_model(model, preset.value)
+    model = load_model(source, unsafe=unsafe)
+    return model, plan_model(model, preset.value)
+
+
+def _planned_recipe(path: Path, overrides: Sequence[str], unsafe: bool) -> tuple[Recipe, Any, Placement]:
     from tfqat.recipe.load import load_recipe
 
-    recipe = load_recipe(source, overrides)
+    recipe = load_recipe(path, overrides)
     # After the recipe has been read: these start TensorFlow, which takes seconds.
     from tfqat.inputs import Origin, load_recipe_model, plan_recipe, replace_recipe_blocks
 
-    origin = Origin.of(Path(source), overrides, unsafe=unsafe)
+    origin = Origin.of(path, overrides, unsafe=unsafe)
     model = replace_recipe_blocks(recipe, origin, load_recipe_model(recipe, origin))
     return recipe, model, plan_recipe(recipe, origin, model)
 
@@ -104,10 +115,11 @@ def _put(text: str, out: Path | None) -> None:
     typer.echo(f"written: {out}")
 
 
-def _write_graph(model: Any, placement: Placement, out: Path) -> None:
+def _write_graph(model: Any, placement: Placement, out: Path, recipe: Recipe | None) -> None:
     from tfqat.export.planned import export_planned
 
-    report = export_planned(model, placement, out)
+    settings: dict[str, Any] = {"opset": recipe.export.opset, "fold_batchnorm": recipe.export.fold_batchnorm} if recipe else {}
+    report = export_planned(model, placement, out, **settings)
     typer.echo(f"written: {out}, not calibrated: {report.activations} activations with the scale 1, {report.weights} weights")
 
 
@@ -117,7 +129,10 @@ def _print_tree(model: Any, placement: Placement) -> None:
     from tfqat.models import graph
     from tfqat_cli import display
 
-    Console().print(display.placement_tree(graph.read(model), placement))
+    console = Console()
+    # A pipe or a file has no width of its own, and a line that is broken cannot be searched.
+    console = console if console.is_terminal else Console(width=max(console.width, 200))
+    console.print(display.placement_tree(graph.read(model), placement))
 
 
 def _print_schedule(recipe: Recipe) -> None:
