@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -394,7 +395,9 @@ def test_the_process_ends_with_2_and_one_message(project: Path) -> None:
 def test_ctrl_c_keeps_the_run_and_marks_it_incomplete(project: Path) -> None:
     """SIGINT in the middle of fine-tuning, after the first of 1,000 epochs."""
     command = [sys.executable, "-m", "tfqat_cli", "run", "tiny.yaml", "--set", "training.epochs=1000", "--set", "qat.max_epochs_divisor=1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
         try:
             wait_for(lambda: any(len(path.read_text().splitlines()) > 1 for path in project.glob("runs/*/history.csv")), process)
             process.send_signal(signal.SIGINT)
