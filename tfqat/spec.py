@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,10 +82,27 @@ class QuantSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrator:
-    """How a range is chosen from a histogram: `max`, `percentile`, `entropy` or `mse`. `percentile` is a per cent of values."""
+    """How a range is chosen from a histogram: one of METHODS. `percentile` is a per cent of values.
+
+    `best` stands for the one of the others that gives the layers which read the tensor the least error.
+    """
 
     method: str = "max"
     percentile: float = 99.99
+
+    @classmethod
+    def parse(cls, text: str) -> Calibrator:
+        """Reads `max`, `entropy`, `mse`, `best`, `percentile`, `percentile(99.9)` or what `describe` writes.
+
+        Raises:
+            ValueError: something else; says what is expected.
+        """
+        found = re.fullmatch(r"([a-z]+)(?:\s*\(?(\d+(?:\.\d*)?)\)?)?", text.strip())
+        if found and found[1] == "percentile" and (found[2] is None or 50 < float(found[2]) <= 100):
+            return cls(method="percentile", percentile=float(found[2] or 99.99))
+        if found and found[1] in (*METHODS, "best") and found[2] is None:
+            return cls(method=found[1])
+        raise ValueError(f"one of max, entropy, mse, best, or percentile(P) with P above 50 and at most 100; got {text!r}")
 
     def describe(self) -> str:
         """For people: `percentile 99.99`."""

@@ -1,8 +1,12 @@
-"""A streaming histogram of |x| whose result does not depend on the order or the split of the data.
+"""A histogram of |x| whose bins are read off the bits of a float32, so that it does not depend on the order or the split of the data.
 
-There are BINS bins of width 2 ** exponent from 0 on. A bin's index is floor(|x| / width), exact because the width is a power of two.
-When a value does not fit, the exponent grows by one and neighbouring pairs of bins merge; since floor(floor(x / w) / 2) =
-floor(x / 2w), the counts are those that the final width would have given from the start.
+The sign apart, the bits of a float32 rise with its value: 8 bits of exponent, then 23 of mantissa. Bin number i holds the values whose
+bits, cut to the exponent and the first MANTISSA_BITS of the mantissa, are i:
+
+    index(x) = bits(|x|) >> (23 - MANTISSA_BITS)         lower edge of bin i = float(i << (23 - MANTISSA_BITS))
+
+Every octave [2**e, 2**(e+1)) has 2**MANTISSA_BITS bins of equal width, and all floats have a bin, with no range to know beforehand. So
+counts of any parts of the data add up to those of the whole, exactly, on one machine or on several.
 """
 
 from __future__ import annotations
@@ -12,24 +16,18 @@ from typing import Any
 
 import numpy as np
 
-BINS = 8192
-_LOG2_BINS = 13
-# Exponents below this would make 2 ** -exponent overflow in float32; values this small all count into the first bins.
-MIN_EXPONENT = -120
+MANTISSA_BITS = 9
+SHIFT = 23 - MANTISSA_BITS
+BINS = 255 << MANTISSA_BITS
+"""Bins of finite values; Inf and NaN have larger bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Counts of |x| in BINS bins of width 2 ** exponent, and the exact largest |x|."""
+    """Counts of |x| by bin, int64 of shape (BINS,), and the exact largest |x|."""
 
     counts: np.ndarray
-    exponent: int
     largest: float
-
-    @property
-    def bin_width(self) -> float:
-        """The width of a bin."""
-        return float(2.0**self.exponent)
 
     @property
     def total(self) -> int:
@@ -38,36 +36,61 @@ class Histogram:
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both data sets."""
-        exponent = max(self.exponent, other.exponent)
-        counts = widen(self.counts, exponent - self.exponent) + widen(other.counts, exponent - other.exponent)
-        return Histogram(counts=counts, exponent=exponent, largest=max(self.largest, other.largest))
+        return Histogram(counts=self.counts + other.counts, largest=max(self.largest, other.largest))
 
-    def occupied(self) -> np.ndarray:
-        """The counts up to the last bin that is not empty; at least one bin."""
+    def occupied(self) -> Bins:
+        """The bins that are not empty; the last one ends at the largest |x|."""
         filled = np.flatnonzero(self.counts)
-        return self.counts[: (filled[-1] if len(filled) else 0) + 1]
+        upper = lower_edges(filled + 1)
+        upper[-1:] = self.largest
+        return Bins(lower=lower_edges(filled), upper=upper, counts=self.counts[filled])
+
+    def uniform(self, bins: int) -> np.ndarray:
+        """Counts in `bins` bins of equal width from 0 to the largest |x|, float64 of shape (bins,).
+
+        The values of a bin count as spread evenly over it.
+        """
+        found = self.occupied()
+        if self.largest == 0.0 or not len(found.counts):
+            return np.eye(1, bins)[0] * self.total
+        # Zeros are values and have no width: they stay in the first bin.
+        zeros = int(self.counts[0])
+        reached = np.concatenate([[0], np.cumsum(found.counts)]) - zeros
+        edges = np.append(found.lower, found.upper[-1])
+        starts, ends = found.lower, found.upper
+        below = np.maximum(reached, 0)
+        points = np.empty(2 * len(starts))
+        points[0::2], points[1::2] = starts, ends
+        values = np.empty(2 * len(starts))
+        values[0::2], values[1::2] = below[:-1], below[1:]
+        del edges
+        cumulated = np.interp(np.linspace(0.0, self.largest, bins + 1), points, values)
+        counts = np.diff(cumulated)
+        counts[0] += zeros
+        return counts
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object; `from_dict` reads it."""
-        return {"bin_width": self.bin_width, "max": self.largest, "counts": self.occupied().tolist()}
+        filled = np.flatnonzero(self.counts)
+        return {"mantissa_bits": MANTISSA_BITS, "max": self.largest, "bins": filled.tolist(), "counts": self.counts[filled].tolist()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Histogram:
         """The inverse of `to_dict`."""
         counts = np.zeros(BINS, np.int64)
-        counts[: len(data["counts"])] = data["counts"]
-        return cls(counts=counts, exponent=int(np.log2(data["bin_width"])), largest=data["max"])
+        counts[data["bins"]] = data["counts"]
+        return cls(counts=counts, largest=data["max"])
 
 
-def widen(counts: np.ndarray, doublings: int) -> np.ndarray:
-    """The same counts in bins 2 ** doublings times as wide; the array keeps its length."""
-    group = 2 ** min(doublings, _LOG2_BINS)
-    merged = counts.reshape(-1, group).sum(axis=1)
-    return np.concatenate([merged, np.zeros(len(counts) - len(merged), counts.dtype)])
+@dataclass(frozen=True, kw_only=True)
+class Bins:
+    """Bins in ascending order: their lower and upper edges, float64, and their counts, int64; all of one shape."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    counts: np.ndarray
 
 
-def exponent_for(largest: float) -> int:
-    """The smallest exponent whose BINS bins hold `largest`."""
-    if largest == 0.0:
-        return MIN_EXPONENT
-    return max(MIN_EXPONENT, int(np.frexp(np.float64(largest))[1]) - _LOG2_BINS)
+def lower_edges(indices: np.ndarray) -> np.ndarray:
+    """The lower edges of bins, float64."""
+    return (np.asarray(indices, np.int64) << SHIFT).astype(np.int32).view(np.float32).astype(np.float64)

@@ -25,10 +25,10 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from tfqat.spec import MAX_BITS, MIN_BITS
+from tfqat.spec import MAX_BITS, MIN_BITS, Calibrator
 
 Preset = Literal["naive", "hybrid", "selective"]
-Method = Literal["max", "percentile", "entropy", "mse"]
+Method = Literal["max", "percentile", "entropy", "mse", "best"]
 
 _T = TypeVar("_T")
 _REFERENCE = r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"
@@ -47,11 +47,17 @@ def _is_batch_profile(value: Any) -> Any:
     return value
 
 
+def _is_calibrator(value: str) -> str:
+    Calibrator.parse(value)
+    return value
+
+
 # YAML has lists and the models are frozen, so a list becomes a tuple; its elements stay strict.
 Items = Annotated[tuple[_T, ...], Field(strict=False)]
 Reference = Annotated[str, AfterValidator(_is_reference), Field(json_schema_extra={"pattern": _REFERENCE})]
 BatchProfile = Annotated[tuple[int, int, int], BeforeValidator(_is_batch_profile), Field(strict=False)]
 Text = Annotated[str, Field(min_length=1)]
+CalibratorText = Annotated[str, AfterValidator(_is_calibrator)]
 
 
 class Block(BaseModel):
@@ -156,7 +162,9 @@ class WeightsConfig(Block):
     """How weights are quantized."""
 
     num_bits: int = Field(default=8, ge=MIN_BITS, le=MAX_BITS, description="Width of a weight's code, in bits.")
-    calibrator: Literal["max"] = Field(default="max", description="How amax is chosen; weights take the largest magnitude.")
+    calibrator: Literal["max", "mse"] = Field(
+        default="max", description="How amax is chosen, per scale: the largest magnitude, or the least squared error of the weights."
+    )
     granularity: Literal["per_channel", "per_tensor"] = Field(
         default="per_channel", description="One scale per output channel, or one per weight tensor."
     )
@@ -166,7 +174,10 @@ class ActivationsConfig(Block):
     """How activations are quantized, always per tensor."""
 
     num_bits: Literal[8] = Field(default=8, description="Width of an activation's code, in bits.")
-    calibrator: Method = Field(default="percentile", description="How amax is chosen from the histogram of magnitudes.")
+    calibrator: Method = Field(
+        default="percentile",
+        description="How amax is chosen from the histogram of magnitudes; best: per point, by the error of the layers that read it.",
+    )
     percentile: float = Field(
         default=99.99, gt=50, le=100, description="Per cent of magnitudes that lie within amax; for `percentile` only."
     )
@@ -247,6 +258,56 @@ class CalibrationConfig(Block):
     """The `calibration` block."""
 
     batches: int = Field(default=16, ge=1, description="Batches of the calibration data to read.")
+    search: Items[CalibratorText] = Field(
+        default=(),
+        description="Calibrators to try for the whole model, e.g. [max, percentile(99.9), entropy, mse, best]; the best on the validation "
+        "data is taken. Points whose calibrator an override names keep it.",
+    )
+    bias_correction: bool | None = Field(
+        default=None, description="Add the mean error of each quantized layer back to its bias, in order; null: what the preset says."
+    )
+    equalization: bool | None = Field(
+        default=None, description="Equalize the channels between layers by exact factors before calibration; null: what the preset says."
+    )
+
+
+class BudgetConfig(Block):
+    """What a placement may cost; exactly one key."""
+
+    int8_share: float | None = Field(default=None, ge=0, le=1, description="Least share of multiply-accumulates in INT8.")
+    latency_ms: float | None = Field(default=None, gt=0, description="Most milliseconds per batch of 1 in ONNX Runtime on this machine.")
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> BudgetConfig:
+        if (self.int8_share is None) == (self.latency_ms is None):
+            raise ValueError("exactly one of int8_share and latency_ms")
+        return self
+
+
+class SensitivityConfig(Block):
+    """The `sensitivity` block: which layers lose accuracy by quantization, and which of them are left at higher precision for it."""
+
+    metric: Text = Field(
+        default="output_error",
+        description="What is compared with the float model: a metric of `training.metrics`, loss, output_error, or module:function or "
+        "path/file.py:function, a function (outputs, labels) -> number where more is better.",
+    )
+    method: Literal["fast", "leave_one_in", "leave_one_out"] = Field(
+        default="fast", description="fast: by gradients, in a few passes; or one measurement per layer: alone quantized, or alone float."
+    )
+    max_drop: float | None = Field(
+        default=None, ge=0, description="How much worse than float the metric may be; leaves as few layers as possible at higher precision."
+    )
+    budget: BudgetConfig | None = Field(default=None, description="What the placement may cost; takes the least sensitive one within it.")
+    batches: int | None = Field(default=None, ge=1, description="Batches of the validation data to measure on; null: all.")
+    executor: Literal["local", "ray"] = Field(default="local", description="Where measurements run: processes here, or a Ray cluster.")
+    workers: int = Field(default=1, ge=1, description="How many measurements run at once; 1 stays in this process.")
+
+    @model_validator(mode="after")
+    def _has_one_goal(self) -> SensitivityConfig:
+        if self.max_drop is not None and self.budget is not None:
+            raise ValueError("max_drop or budget, not both")
+        return self
 
 
 class OptimizerConfig(Block):
@@ -300,6 +361,9 @@ class Recipe(Block):
     replace: Items[Replacement] = Field(default=(), description="Blocks to replace before quantization.")
     quantization: QuantizationConfig = Field(default=QuantizationConfig(), description="Which layers are quantized, and how.")
     calibration: CalibrationConfig = Field(default=CalibrationConfig(), description="How ranges are measured.")
+    sensitivity: SensitivityConfig | None = Field(
+        default=None, description="Find the layers that lose accuracy, and leave them at higher precision; null: not done."
+    )
     ptq_only: bool = Field(default=False, description="Stop before training and export the calibrated model.")
     qat: QatConfig = Field(default=QatConfig(), description="How the fine-tuning schedule follows from the float one.")
     export: ExportConfig = Field(default=ExportConfig(), description="The ONNX file.")
