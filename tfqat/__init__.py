@@ -37,6 +37,8 @@ _PUBLIC = {
     "compile_engine": "tfqat.engines.compile",
     "EngineReport": "tfqat.engines.report",
     "load_recipe": "tfqat.recipe.load",
+    "sensitivity": "tfqat.analysis.sensitivity",
+    "Sensitivity": "tfqat.analysis.result",
     "run": "tfqat.pipeline",
     "RunResult": "tfqat.pipeline",
 }

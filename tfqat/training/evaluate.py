@@ -40,13 +40,13 @@ def make_loss(config: LossConfig) -> Any:
         raise RecipeError([f"training.loss: {config.name} does not take these arguments: {error}"]) from error
 
 
-def check_metrics(names: Sequence[str]) -> None:
-    """Make sure that Keras knows the metrics.
+def check_metrics(names: Sequence[str], *, key: str = "training.metrics") -> None:
+    """Make sure that Keras knows the metrics, which stand under `key` of a recipe.
 
     Raises:
         RecipeError: it does not know one, or one needs arguments; all of them are named.
     """
-    problems = [problem for name in names if (problem := _metric_problem(name))]
+    problems = [f"{key}: {problem}" for name in names if (problem := _metric_problem(name))]
     if problems:
         raise RecipeError(problems)
 
@@ -55,12 +55,12 @@ def _metric_problem(name: str) -> str:
     """What is wrong with the name of a metric, or the empty string. `tf_keras.metrics.get` returns unknown names as they are."""
     known = {known for known in dir(tf_keras.metrics) if not known.startswith("_") and known not in _NOT_METRICS} | _BY_SHAPE
     if name not in known:
-        return f"training.metrics: tf_keras has no metric {name!r}{nearest(name, known)}"
+        return f"tf_keras has no metric {name!r}{nearest(name, known)}"
     try:
         if name not in _BY_SHAPE:
             tf_keras.metrics.get(name)
     except (TypeError, ValueError):
-        return f"training.metrics: {name!r} needs arguments, which a name alone cannot give; take a metric without"
+        return f"{name!r} needs arguments, which a name alone cannot give; take a metric without"
     return ""
 
 

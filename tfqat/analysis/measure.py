@@ -1,0 +1,55 @@
+"""Measures what single units, and sets of them, lose: one pass over the data for each, less what it has in common with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfqat.analysis.bench import Bench, Change, Level, Levels
+from tfqat.analysis.executors import Executor
+from tfqat.analysis.meters import Meter
+
+
+@dataclass
+class Measurements:
+    """Measures a model on data that stay the same, and counts how often.
+
+    Args:
+        bench: the model.
+        batches: of inputs, or of (inputs, labels, ...).
+        meter: what is measured.
+        executor: computes the outputs.
+        advance: called after each batch of each measurement.
+    """
+
+    bench: Bench
+    batches: Sequence[Any]
+    meter: Meter
+    executor: Executor
+    advance: Callable[[], None] = lambda: None
+    count: int = 0
+    _references: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def sweep(self, changes: Sequence[Change], base: Levels, *, others: Level = "planned") -> dict[Change | None, float]:
+        """The measure with each single change to `base`, and with none (key None)."""
+        if not self.meter.needs_labels and not self._references:
+            self._references = {number: outputs for number, _, outputs in self.executor.outputs((), {}, "float")}
+        states: dict[Change | None, Any] = {change: self.meter.start() for change in (None, *changes)}
+        for number, change, outputs in self.executor.outputs(changes, base, others):
+            batch = self.batches[number]
+            targets = batch[1:] if isinstance(batch, tuple) else ()
+            states[change] = self.meter.add(states[change], outputs, self._references.get(number, []), targets)
+            self.advance()
+        self.count += len(states)
+        return {change: self.meter.value(state) for change, state in states.items()}
+
+    def measure(self, levels: Levels, *, others: Level = "planned") -> float:
+        """The measure with units at these levels."""
+        return self.sweep((), levels, others=others)[None]
+
+    def drop(self, reference: float, value: float) -> float:
+        """How much worse `value` is than `reference`."""
+        return reference - value if self.meter.higher_is_better else value - reference

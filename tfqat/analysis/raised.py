@@ -1,0 +1,91 @@
+"""A placement with some units at higher precision, and the lines of a recipe that ask for the same."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tfqat.analysis.bench import Levels
+from tfqat.analysis.units import Unit
+from tfqat.models.graph import ModelGraph
+from tfqat.models.names import given_name
+from tfqat.placement.plan import FloatLayer, Placement, QPoint
+from tfqat.spec import MAX_BITS
+
+
+def raised(placement: Placement, graph: ModelGraph, units: Sequence[Unit], levels: Levels, reasons: Mapping[str, str]) -> Placement:
+    """The placement less the points of units that are left float, and with 8 bits for the weights of those raised to that.
+
+    Args:
+        placement: as planned.
+        graph: the float model.
+        units: its units.
+        levels: unit -> `float` or `int8`.
+        reasons: unit -> why, for each of `levels`.
+    """
+    to_float = [unit for unit in units if levels.get(unit.name) == "float"]
+    to_int8 = {weight: reasons[unit.name] for unit in units if levels.get(unit.name) == "int8" for weight in unit.weights}
+    dropped = {edge for unit in to_float for edge in unit.edges}
+    gone = {weight for unit in to_float for weight in unit.weights}
+    points: list[QPoint] = []
+    for point in placement.points:
+        edges = tuple(edge for edge in point.edges if edge not in dropped)
+        if point.id in gone or (point.kind == "activation" and not edges):
+            continue
+        if point.id in to_int8:
+            point = replace(point, spec=replace(point.spec, num_bits=MAX_BITS), reason=f"{point.reason}; {to_int8[point.id]}")
+        points.append(replace(point, edges=edges))
+    left = {
+        node: FloatLayer(layer=node, class_name=graph.node(node).class_name, reason=reasons[unit.name])
+        for unit in to_float
+        for node in unit.nodes
+    }
+    float_layers = (*(layer for layer in placement.float_layers if layer.layer not in left), *left.values())
+    order = {node.name: number for number, node in enumerate(graph.nodes)}
+    return Placement(
+        preset=placement.preset, points=tuple(points), float_layers=tuple(sorted(float_layers, key=lambda layer: order[layer.layer]))
+    )
+
+
+def with_reasons(placement: Placement, units: Sequence[Unit], levels: Levels, reasons: Mapping[str, str]) -> Placement:
+    """A placement that was planned with `recipe_lines`, saying for each raised unit why."""
+    of_node = {node: reasons[unit.name] for unit in units if levels.get(unit.name) == "float" for node in unit.nodes}
+    of_weight = {weight: reasons[unit.name] for unit in units if levels.get(unit.name) == "int8" for weight in unit.weights}
+    points = [
+        replace(point, reason=f"{point.reason}; {of_weight[point.id]}") if point.id in of_weight else point for point in placement.points
+    ]
+    layers = [replace(layer, reason=of_node[layer.layer]) if layer.layer in of_node else layer for layer in placement.float_layers]
+    return replace(placement, points=tuple(points), float_layers=tuple(layers))
+
+
+def recipe_lines(units: Sequence[Unit], levels: Levels) -> dict[str, Any]:
+    """What to add to the `quantization` block of a recipe: `skip` for what is left float, `overrides` for what has 8 bits."""
+    skip = [_pattern(layer) for unit in units if levels.get(unit.name) == "float" for layer in unit.layers]
+    wide = [_pattern(layer) for unit in units if levels.get(unit.name) == "int8" for layer in _weighted(unit)]
+    found: dict[str, Any] = {"skip": skip} if skip else {}
+    if wide:
+        found["overrides"] = [{"match": layer, "weights": {"num_bits": MAX_BITS}} for layer in wide]
+    return found
+
+
+def recipe_text(lines: Mapping[str, Any]) -> str:
+    """The lines as YAML; the empty string if there are none."""
+    if not lines:
+        return ""
+    stream = io.StringIO()
+    YAML(typ="safe", pure=True).dump({"quantization": dict(lines)}, stream)
+    return stream.getvalue()
+
+
+def _weighted(unit: Unit) -> list[str]:
+    return list(dict.fromkeys(weight.rpartition("/")[0] for weight in unit.weights))
+
+
+def _pattern(layer: str) -> str:
+    """A pattern that matches this layer alone: its name, with what a glob would read otherwise in brackets."""
+    return re.sub(r"([*?\[])", r"[\1]", given_name(layer))

@@ -1,0 +1,220 @@
+"""`tfqat.sensitivity`: ranks a calibrated model's layers by what their quantization loses, and finds the placement that a goal asks for."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from tfqat.analysis import costs, search
+from tfqat.analysis.bench import Bench, Change
+from tfqat.analysis.executors import executor_for
+from tfqat.analysis.fast import fast_scores
+from tfqat.analysis.measure import Measurements
+from tfqat.analysis.meters import OUTPUT_ERROR, make_meter
+from tfqat.analysis.raised import raised, recipe_lines, recipe_text
+from tfqat.analysis.result import Sensitivity, UnitSensitivity, loss_text
+from tfqat.datasets import check_batch, check_labelled, inputs_of
+from tfqat.errors import DataError, RecipeError
+from tfqat.quantize.apply import placement_of
+from tfqat.recipe.problems import sentence, validate
+from tfqat.recipe.schema import BudgetConfig, SensitivityConfig
+
+FAST_EXAMPLES = 512
+"""How many examples the fast method looks at, at most: its estimates are off by a few per cent then."""
+
+
+def sensitivity(
+    qmodel: Any,
+    dataset: Iterable[Any],
+    *,
+    metric: str | Callable[[Any, Any], float] = OUTPUT_ERROR,
+    loss: Any = None,
+    metrics: Sequence[Any] = (),
+    method: str = "fast",
+    max_drop: float | None = None,
+    budget: Mapping[str, float] | None = None,
+    batches: int | None = None,
+    executor: str = "local",
+    workers: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> Sensitivity:
+    """Rank the layers of a calibrated model by what their quantization loses; with a goal, also find the placement that meets it.
+
+    Layers that TensorRT fuses, such as a convolution and the residual Add behind it, are switched together. With `max_drop` the result's
+    placement leaves as few of them as it can find at higher precision: at 8 bits those with narrower weights, else float.
+
+    Args:
+        qmodel: a calibrated quantized model; it is not changed.
+        dataset: batches of inputs for `output_error`, of (inputs, labels) or (inputs, labels, sample weights) for other metrics.
+        metric: `output_error` (squared error over squared signal of the outputs), `loss`, the name of a Keras metric, or a function
+            (outputs, labels) -> number where more is better, which gets numpy arrays of the whole data.
+        loss: the Keras loss, for the metric `loss`.
+        metrics: the Keras metrics that `metric` is one of, if there are several; default: that one.
+        method: `fast` estimates the output error of each unit from gradients, in a few passes; `leave_one_in` measures the metric
+            with one unit quantized at a time, `leave_one_out` with one unit float at a time.
+        max_drop: how much worse than float the metric may be, in its own unit: 0.005 of accuracy is half a point.
+        budget: `{"int8_share": 0.9}`, the least share of multiply-accumulates in INT8, or `{"latency_ms": 1.2}`, the most milliseconds
+            for one example in ONNX Runtime on this machine. The least sensitive placement within it is found.
+        batches: how many batches to measure on; default: all. They are kept in memory.
+        executor: `local` or `ray`: where measurements run if there are several `workers`.
+        workers: processes that measure at once; 1 stays in this one. The result is the same.
+        advance: called after each batch of each measurement.
+
+    Raises:
+        RecipeError: an argument that cannot be; or the model has no such metric.
+        DataError: no data, no labels, or a batch of another shape than the model takes.
+        PlacementError: a budget that cannot be met; says the best that can.
+        NotCalibratedError: a quantizer without a range.
+    """
+    started = time.perf_counter()
+    config = _config(metric, method, max_drop, budget, batches, executor, workers)
+    data = _batches(qmodel, dataset, batches, labelled=metric != OUTPUT_ERROR)
+    meter = make_meter(metric, qmodel, loss=loss, metrics=metrics, batch=data[0])
+    bench = Bench(qmodel)
+    with executor_for(config.executor, config.workers, bench, data) as runner:
+        measurements = Measurements(bench=bench, batches=data, meter=meter, advance=advance, executor=runner)
+        return _Analysis(qmodel=qmodel, config=config, measurements=measurements, started=started).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Analysis:
+    qmodel: Any
+    config: SensitivityConfig
+    measurements: Measurements
+    started: float
+
+    def run(self) -> Sensitivity:
+        bench, measurements = self.measurements.bench, self.measurements
+        meter = measurements.meter
+        float_value = measurements.measure({}, others="float")
+        quantized = measurements.measure({})
+        scores, values = self._scores(float_value, quantized)
+        ranked = sorted(bench.units, key=lambda unit: -scores[unit.name])
+        latencies = costs.latencies(self.qmodel, bench.units) if self.config.budget and self.config.budget.latency_ms else None
+        found = self._search(ranked, scores, latencies, float_value)
+        if found and found.chosen:
+            values |= self._alone([name for name in found.chosen if name not in values])
+        placement = None
+        if found:
+            reasons = self._reasons(found, scores, values, float_value)
+            placement = raised(placement_of(self.qmodel), bench.graph, bench.units, found.chosen, reasons)
+        return Sensitivity(
+            method=self.config.method,
+            metric=meter.name,
+            higher_is_better=meter.higher_is_better,
+            examples=sum(int(tf.nest.flatten(inputs_of(batch))[0].shape[0]) for batch in measurements.batches),
+            float_value=float_value,
+            quantized_value=quantized,
+            units=tuple(
+                UnitSensitivity(
+                    name=unit.name,
+                    layers=unit.layers,
+                    class_name=unit.class_name,
+                    num_bits=unit.num_bits,
+                    macs=unit.macs,
+                    score=scores[unit.name],
+                    value=values.get(unit.name),
+                    latency_ms=latencies.of[unit.name] if latencies else None,
+                )
+                for unit in ranked
+            ),
+            search=found,
+            placement=placement,
+            recipe=recipe_text(recipe_lines(bench.units, found.chosen)) if found else "",
+            evaluations=measurements.count,
+            seconds=time.perf_counter() - self.started,
+        )
+
+    def _scores(self, float_value: float, quantized: float) -> tuple[dict[str, float], dict[str, float]]:
+        """The score of each unit, and the metric where it was measured for it."""
+        measurements, names = self.measurements, [unit.name for unit in self.measurements.bench.units]
+        if self.config.method == "fast":
+            return fast_scores(measurements.bench, _first(measurements.batches, FAST_EXAMPLES), advance=measurements.advance), {}
+        if self.config.method == "leave_one_in":
+            values = self._alone(names)
+            return {name: measurements.drop(float_value, value) for name, value in values.items()}, values
+        changes: list[Change] = [(name, "float") for name in names]
+        found = measurements.sweep(changes, {})
+        values = {name: found[name, "float"] for name in names}
+        return {name: measurements.drop(value, quantized) for name, value in values.items()}, values
+
+    def _alone(self, names: Sequence[str]) -> dict[str, float]:
+        """The metric with each of the units quantized alone."""
+        if not names:
+            return {}
+        changes: list[Change] = [(name, "planned") for name in names]
+        found = self.measurements.sweep(changes, {}, others="float")
+        return {name: found[name, "planned"] for name in names}
+
+    def _search(self, ranked: Sequence[Any], scores: Mapping[str, float], latencies: Any, float_value: float) -> search.Search | None:
+        if self.config.max_drop is not None:
+            return search.within_drop(self.measurements, ranked, float_value, self.config.max_drop)
+        if self.config.budget is None:
+            return None
+        prices = costs.prices(self.config.budget, self.measurements.bench, latencies)
+        return search.within_budget(self.measurements, ranked, scores, prices.of, prices.room, prices.goal)
+
+    def _reasons(
+        self, found: search.Search, scores: Mapping[str, float], values: Mapping[str, float], float_value: float
+    ) -> dict[str, str]:
+        meter = self.measurements.meter
+        reasons = {}
+        for name, level in found.chosen.items():
+            drop = self.measurements.drop(float_value, values[name]) if name in values else scores[name]
+            suffix = "" if level == "float" else "; 8 bits"
+            reasons[name] = f"sensitive: {loss_text(meter.name, meter.higher_is_better, drop)} alone{suffix}"
+        return reasons
+
+
+def _config(
+    metric: Any, method: str, max_drop: float | None, budget: Mapping[str, float] | None, batches: int | None, executor: str, workers: int
+) -> SensitivityConfig:
+    given = {
+        "metric": metric if isinstance(metric, str) else OUTPUT_ERROR,
+        "method": method,
+        "max_drop": max_drop,
+        "budget": dict(budget) if isinstance(budget, Mapping) else budget,
+        "batches": batches,
+        "executor": executor,
+        "workers": workers,
+    }
+    config, problems = validate(SensitivityConfig, given)
+    if config is None:
+        raise RecipeError(sentence(("sensitivity", *path), text) for path, text in problems)
+    assert config.budget is None or isinstance(config.budget, BudgetConfig)
+    return config
+
+
+def _batches(qmodel: Any, dataset: Iterable[Any], limit: int | None, *, labelled: bool) -> list[Any]:
+    """The batches in memory, each of them checked."""
+    found = []
+    for number, batch in enumerate(itertools.islice(dataset, limit)):
+        where = f"sensitivity: batch {number}"
+        if labelled and isinstance(batch, tuple) and len(batch) > 1:
+            check_labelled(qmodel, batch, where=where)
+        else:
+            check_batch(qmodel, inputs_of(batch), where=where)
+        found.append(batch)
+    if not found:
+        raise DataError("sensitivity: the data set is empty; expected at least one batch of inputs, or of (inputs, labels)")
+    if limit is not None and len(found) < limit:
+        raise DataError(
+            f"sensitivity asked for {limit} batches, the data held {len(found)}: give more data, or set sensitivity.batches to {len(found)}"
+        )
+    return found
+
+
+def _first(batches: Sequence[Any], examples: int) -> list[Any]:
+    """The first batches, until they hold `examples`."""
+    found, count = [], 0
+    for batch in batches:
+        if count >= examples:
+            break
+        found.append(batch)
+        count += int(tf.nest.flatten(inputs_of(batch))[0].shape[0])
+    return found
