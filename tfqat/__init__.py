@@ -26,7 +26,7 @@ _PUBLIC = {
     "ActivationQuantizer": "tfqat.quantize.quantizers",
     "QuantizeWrapper": "tfqat.quantize.wrapper",
     "calibrate": "tfqat.calibration.calibrate",
-    "Calibration": "tfqat.calibration.calibrate",
+    "Calibration": "tfqat.calibration.result",
     "qat_plan": "tfqat.recipe.modifiers",
     "qat_compile": "tfqat.training.fit",
     "qat_callbacks": "tfqat.training.callbacks",

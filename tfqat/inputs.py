@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tfqat.analysis.meters import make_meter
 from tfqat.datasets import Data, check_labelled, load_dataset, read_through
 from tfqat.errors import DataError, ModelError, PlacementError, RecipeError
 from tfqat.models.load import is_reference
@@ -94,6 +95,7 @@ class Inputs:
     test: Data
     loss: Any
     schedule: QatPlan | None
+    sensitivity_metric: Any = None
 
 
 def load_inputs(recipe: Recipe, origin: Origin, advance: Callable[[], None] = lambda: None) -> Inputs:
@@ -113,6 +115,7 @@ def load_inputs(recipe: Recipe, origin: Origin, advance: Callable[[], None] = la
     model = replace_recipe_blocks(recipe, origin, float_model)
     placement = plan_recipe(recipe, origin, model)
     schedule = None if recipe.ptq_only else qat_plan(recipe.training, recipe.qat)
+    metric = sensitivity_metric(recipe, origin)
     loaded: dict[str, Data] = {}  # by reference: what two keys name is loaded and read once
 
     def labelled(split: Split, **limits: Any) -> Data:
@@ -125,6 +128,8 @@ def load_inputs(recipe: Recipe, origin: Origin, advance: Callable[[], None] = la
         return loaded[reference]
 
     validation, test = labelled("validation"), labelled("test")
+    if metric is not None:  # a wrong name is found now, and not after calibration
+        make_meter(metric, model, loss=loss, metrics=recipe.training.metrics, batch=validation.first)
     train = None if schedule is None else labelled("train", **_limits(schedule))
     if schedule is not None and train is not None and schedule.steps_per_epoch is None:
         schedule = qat_plan(recipe.training, recipe.qat, examples=train.examples)
@@ -139,6 +144,7 @@ def load_inputs(recipe: Recipe, origin: Origin, advance: Callable[[], None] = la
         test=test,
         loss=loss,
         schedule=schedule,
+        sensitivity_metric=metric,
     )
 
 
@@ -204,6 +210,18 @@ def load_data(recipe: Recipe, split: Split, origin: Origin, model: Any) -> Data:
         load = load_reference(reference, base=origin.folder)
     name = f"{origin.cite(f'data.{key}')}: {reference}"
     return load_dataset(load, name=name, batch_size=recipe.training.batch_size, model=model)
+
+
+def sensitivity_metric(recipe: Recipe, origin: Origin) -> Any:
+    """What `sensitivity.metric` names: the function if it is a reference, else the name.
+
+    Raises:
+        DataError: the function cannot be imported; names the recipe's key.
+    """
+    if recipe.sensitivity is None or not is_reference(recipe.sensitivity.metric):
+        return recipe.sensitivity.metric if recipe.sensitivity else None
+    with origin.citing("sensitivity.metric"):
+        return load_reference(recipe.sensitivity.metric, base=origin.folder)
 
 
 def given(recipe: Recipe, split: Split) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import tf_keras
 
 from tfqat import files
+from tfqat.analysis.result import Sensitivity
+from tfqat.calibration.result import Calibration
 from tfqat.engines.report import EngineReport
 from tfqat.export.onnx import ExportReport
 from tfqat.export.parity import ParityReport
@@ -17,10 +20,10 @@ from tfqat.inputs import Origin, load_inputs
 from tfqat.placement.plan import Placement
 from tfqat.progress import Progress, Silent
 from tfqat.recipe.load import dump_recipe, load_recipe, recipe_hash
-from tfqat.recipe.schema import Recipe
+from tfqat.recipe.schema import Recipe, SensitivityConfig
 from tfqat.report.html import write_report
 from tfqat.run_directory import RunDirectory, versions
-from tfqat.stages import engine, graph, quantized_model
+from tfqat.stages import calibration, engine, graph, quantized_model, sensitivity
 from tfqat.stages.under_way import Run
 from tfqat.training.fit import QatResult
 
@@ -37,6 +40,17 @@ class RunResult:
     parity: ParityReport
     engine: EngineReport
     qat: QatResult | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisResult:
+    """What `calibrate_recipe` and `analyse_recipe` made: the run directory, the contents of `metrics.json`, and what was found."""
+
+    directory: Path
+    metrics: dict[str, Any]
+    placement: Placement
+    calibration: Calibration
+    sensitivity: Sensitivity | None
 
 
 def run(
@@ -66,6 +80,62 @@ def run(
             is done; later the run directory is kept, its manifest marked `incomplete`, and a note of the exception names it.
         KeyboardInterrupt: the run directory is kept, as above.
     """
+    with _opened(recipe, overrides, out=out, unsafe=unsafe, progress=progress, on_placement=on_placement) as current:
+        return _stages(current)
+
+
+def calibrate_recipe(
+    recipe: str | Path | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path = "runs",
+    unsafe: bool = False,
+    progress: Progress | None = None,
+) -> AnalysisResult:
+    """The first part of a run: calibrate as the recipe says, measure, and stop. Arguments and errors as for `run`."""
+    with _opened(recipe, overrides, out=out, unsafe=unsafe, progress=progress, ptq_only=True) as current:
+        _begin(current)
+        quantized_model.evaluate_float(current)
+        calibration.equalize_model(current)
+        qmodel, ranges = calibration.calibrate_model(current)
+        calibration.correct_model(current, qmodel)
+        quantized_model.measure(current, qmodel)
+        return _ended(current, ranges, None)
+
+
+def analyse_recipe(
+    recipe: str | Path | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path = "runs",
+    unsafe: bool = False,
+    progress: Progress | None = None,
+) -> AnalysisResult:
+    """Calibrate as the recipe says, measure the sensitivity of its layers, and stop. Arguments and errors as for `run`.
+
+    A recipe without a `sensitivity` block gets the block's defaults.
+    """
+    with _opened(recipe, overrides, out=out, unsafe=unsafe, progress=progress, ptq_only=True, sensitivity=True) as current:
+        _begin(current)
+        quantized_model.evaluate_float(current)
+        qmodel, ranges, found = _placed(current)
+        quantized_model.measure(current, qmodel)
+        return _ended(current, ranges, found)
+
+
+@contextmanager
+def _opened(
+    recipe: str | Path | Recipe,
+    overrides: Sequence[str],
+    *,
+    out: str | Path,
+    unsafe: bool,
+    progress: Progress | None,
+    on_placement: Callable[[Placement], None] = lambda placement: None,
+    ptq_only: bool = False,
+    sensitivity: bool = False,
+) -> Iterator[Run]:
+    """A run under way in its new directory, with all that its recipe names."""
     progress = progress or Silent()
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     origin = (
@@ -73,6 +143,10 @@ def run(
         if isinstance(recipe, Recipe)
         else Origin.of(Path(recipe), overrides, unsafe=unsafe)
     )
+    if ptq_only:
+        loaded = loaded.model_copy(update={"ptq_only": True})
+    if sensitivity and loaded.sensitivity is None:
+        loaded = loaded.model_copy(update={"sensitivity": SensitivityConfig()})
     tf_keras.utils.set_random_seed(loaded.seed)
     with progress.stage("Load model and data") as advance:
         inputs = load_inputs(loaded, origin, advance)
@@ -83,7 +157,7 @@ def run(
     with directory.log() as write_log:
         current = Run(directory=directory, inputs=inputs, progress=progress, write_log=write_log)
         try:
-            return _stages(current)
+            yield current
         except BaseException as error:
             current.give_up(error)
             raise
@@ -92,7 +166,8 @@ def run(
 def _stages(run: Run) -> RunResult:
     _begin(run)
     quantized_model.evaluate_float(run)
-    qmodel = quantized_model.quantize(run)
+    qmodel, _, _ = _placed(run)
+    quantized_model.measure(run, qmodel)
     calibrated = qmodel.get_weights()
     qat = quantized_model.fine_tune_model(run, qmodel)
     exported, model = quantized_model.choose(run, qmodel, qat, calibrated)
@@ -113,11 +188,32 @@ def _stages(run: Run) -> RunResult:
     )
 
 
+def _placed(run: Run) -> tuple[Any, Calibration, Sensitivity | None]:
+    """The calibrated and corrected model, of the placement that sensitivity analysis leads to if the recipe asks for it."""
+    calibration.equalize_model(run)
+    qmodel, ranges = calibration.calibrate_model(run)
+    calibration.correct_model(run, qmodel)
+    if run.inputs.recipe.sensitivity is None:
+        return qmodel, ranges, None
+    found = sensitivity.analyse(run, qmodel)
+    if found.lines:
+        qmodel, ranges = calibration.replace_placement(run, ranges, sensitivity.replan(run, found))
+        calibration.correct_model(run, qmodel)
+    return qmodel, ranges, found
+
+
 def _begin(run: Run) -> None:
     files.write_text(run.directory / "recipe.yaml", dump_recipe(run.inputs.recipe))
     files.write_json(run.directory / "placement.json", run.inputs.placement.to_dict())
     examples, parameters = run.inputs.test.examples, run.inputs.model.count_params()
     run.metrics.update(examples=examples, parameters=parameters, warnings=[], versions=versions(), seconds={})
+
+
+def _ended(run: Run, ranges: Calibration, found: Sensitivity | None) -> AnalysisResult:
+    _end(run)
+    return AnalysisResult(
+        directory=run.directory.path, metrics=run.metrics, placement=run.inputs.placement, calibration=ranges, sensitivity=found
+    )
 
 
 def _end(run: Run) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from tfqat.errors import DataError
 from tfqat.export.parity import ParityReport
 from tfqat.export.verify import verify
-from tfqat.inputs import Origin, custom_objects, load_data
+from tfqat.inputs import custom_objects, load_data
 from tfqat.quantize.load import load_model
 from tfqat.recipe.load import load_recipe
-from tfqat.run_directory import MANIFEST, exported_model, read_json
+from tfqat.run_directory import exported_model, read_json
+from tfqat.run_places import places
 
 
 def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int = 1000, unsafe: bool = False) -> ParityReport:
@@ -34,7 +35,7 @@ def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int =
     file = directory / exported_model(read_json(directory, "metrics.json"))
     recipe = load_recipe(directory / "recipe.yaml")
     failures: list[DataError] = []
-    for working_directory, origin in _places(directory):
+    for working_directory, origin in places(directory):
         with contextlib.chdir(working_directory):
             try:
                 model = load_model(file, custom_objects(recipe, origin), unsafe=unsafe)
@@ -44,11 +45,3 @@ def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int =
                 continue
             return verify(model, path, data, examples=examples)
     raise failures[0]
-
-
-def _places(directory: Path) -> list[tuple[Path, Origin]]:
-    """Where the run was made, if that is still there, and where we are now: the working directory and the recipe's folder."""
-    manifest, file = read_json(directory, MANIFEST), str(directory / "recipe.yaml")
-    recorded = Path(manifest.get("working_directory", "")), Path(manifest.get("recipe_folder", ""))
-    places = [recorded] if all(folder.is_absolute() and folder.is_dir() for folder in recorded) else []
-    return [(working, Origin(file=file, folder=folder)) for working, folder in [*places, (Path.cwd(), directory)]]

@@ -16,6 +16,8 @@ from rich.tree import Tree
 from tfqat.progress import Advance
 
 if TYPE_CHECKING:
+    from tfqat.analysis.result import Sensitivity
+    from tfqat.calibration.result import Calibration
     from tfqat.engines.report import EngineReport
     from tfqat.export.parity import ParityReport
     from tfqat.models.graph import ModelGraph
@@ -93,6 +95,42 @@ def placement_table(placement: Placement) -> Table:
     table.add_section()
     for layer in placement.float_layers:
         table.add_row(layer.layer, "float", layer.reason, style="dim")
+    return table
+
+
+def sensitivity_table(found: Sensitivity) -> Table:
+    """Every unit, the most sensitive one first, with what the search made of it."""
+    measured = f"{found.metric}: float {found.float_value:.4g}, quantized {found.quantized_value:.4g}, on {found.examples} examples"
+    table = Table(title=f"Sensitivity by {found.method}\n{measured}", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("layers", overflow="fold")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column(f"{found.metric} alone", justify="right")
+    if found.search:
+        table.add_column("level", no_wrap=True)
+    for unit in found.units:
+        cells = [", ".join(unit.layers), unit.class_name, f"{unit.score:.3g}", "" if unit.value is None else f"{unit.value:.4g}"]
+        if found.search:
+            level = found.search.chosen.get(unit.name)
+            cells.append("as planned" if level is None else level)
+        table.add_row(*cells, style="yellow" if found.search and unit.name in found.search.chosen else None)
+    return table
+
+
+def ranges_table(calibration: Calibration, before: Calibration | None = None) -> Table:
+    """The range of every activation, beside the one it had before."""
+    title = f"Ranges from {calibration.examples} examples"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("point", overflow="fold")
+    table.add_column("method", no_wrap=True)
+    table.add_column("amax", justify="right")
+    if before is not None:
+        table.add_column("was", justify="right")
+    for name, point in calibration.points.items():
+        if point.candidates is None:
+            continue
+        cells = [name, point.method, f"{float(point.amax):.5g}"]
+        table.add_row(*cells, *([f"{float(before.points[name].amax):.5g}"] if before is not None else []))
     return table
 
 

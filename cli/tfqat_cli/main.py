@@ -10,8 +10,8 @@ import typer
 
 from tfqat import __version__
 from tfqat.errors import TfqatError
+from tfqat_cli.commands import calibrate, doctor, lint, plan, report, run, schema, sensitivity, verify
 from tfqat_cli.commands import compile as compile_command
-from tfqat_cli.commands import doctor, lint, plan, report, run, schema, verify
 
 EXIT_ERROR = 2
 # Without its standalone mode, Typer returns a command's exit code, and this one for Ctrl-C, instead of ending the process.
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("lint")(lint.lint)
+app.command("calibrate")(calibrate.calibrate)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("verify")(verify.verify)
 app.command("compile")(compile_command.compile_model)
 app.command("report")(report.report)

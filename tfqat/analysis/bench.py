@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 
 from tfqat import numerics
 from tfqat.analysis.units import Unit, units_of
 from tfqat.models import graph as model_graph
-from tfqat.models.graph import ModelGraph
+from tfqat.models.graph import ModelGraph, TensorRef
 from tfqat.models.pieces import Pieces, cut
 from tfqat.placement.plan import Placement, QPoint
 from tfqat.quantize import state
@@ -33,19 +34,37 @@ Change = tuple[str, Level]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Weight:
-    """A weight's values at each level, and its quantizer's state."""
+class _Values:
+    """A variable and its value at each level; None for a level where it stays as planned.
+
+    `enabled` is the state of its quantizer if it is a quantized weight; `in_8_bits` is already rounded.
+    """
 
     variable: Any
-    enabled: Any
-    original: tf.Tensor
-    in_8_bits: tf.Tensor | None
+    planned: tf.Tensor
+    in_float: tf.Tensor | None = None
+    in_8_bits: tf.Tensor | None = None
+    enabled: Any = None
+
+    def switch(self, level: Level) -> None:
+        """Give the variable its value, and switch its quantizer."""
+        if self.in_float is not None or self.in_8_bits is not None:
+            of_level = {"planned": self.planned, "float": self.in_float, "int8": self.in_8_bits}[level]
+            self.variable.assign(self.planned if of_level is None else of_level)
+        if self.enabled is not None:
+            self.enabled.assign(level == "planned" or (level == "int8" and self.in_8_bits is None))
 
 
 class Bench:
     """A calibrated model that can be switched (see the module).
 
+    Args:
+        qmodel: the calibrated model; it is not changed.
+        like: the float model that it was made from, if its weights or biases were corrected or trained since: what a unit computes with
+            at the level `float`. Default: the weights of `qmodel`.
+
     Attributes:
+        made_from: the arguments, for a bench like it in another process.
         model: the copy.
         graph: of the float model.
         units: in topological order.
@@ -56,25 +75,24 @@ class Bench:
         NotCalibratedError: a quantizer of `qmodel` has no range.
     """
 
-    def __init__(self, qmodel: Any) -> None:
+    def __init__(self, qmodel: Any, like: Any = None) -> None:
+        self.made_from = (qmodel, like)
         ranges = state.ranges(qmodel)
-        points, float_model = placement_of(qmodel).points, strip(qmodel)
-        self.graph: ModelGraph = model_graph.read(float_model)
+        points, planned = placement_of(qmodel).points, strip(qmodel)
+        self.graph: ModelGraph = model_graph.read(planned)
         self.units: tuple[Unit, ...] = units_of(self.graph, points)
         split = {unit.name: _points_of(unit, points) for unit in self.units}
         own = tuple(point for found in split.values() for point, _ in found)
-        self.model = quantize_model(float_model, Placement(preset="switchable", points=own, float_layers=()))
+        self.model = quantize_model(planned, Placement(preset="switchable", points=own, float_layers=()))
         state.set_ranges(self.model, {point.id: ranges[origin] for found in split.values() for point, origin in found})
         handles = state.handles(self.model)
-        self._activations = {
-            name: [handles[point.id].enabled for point, _ in found if point.kind == "activation"] for name, found in split.items()
-        }
-        self._weights = {
-            name: [_weight(handles[point.id]) for point, _ in found if point.kind == "weight"] for name, found in split.items()
-        }
-        quantizers = {name: [layer_name(point) for point, _ in found if point.kind == "activation"] for name, found in split.items()}
-        self.switched = {unit.name: (*quantizers[unit.name], *unit.nodes) for unit in self.units}
-        late = {name for names in quantizers.values() for name in names}
+        quantizers = {name: [point for point, _ in found if point.kind == "activation"] for name, found in split.items()}
+        self._activations = {name: [handles[point.id].enabled for point in found] for name, found in quantizers.items()}
+        weights = {name: [handles[point.id] for point, _ in found if point.kind == "weight"] for name, found in split.items()}
+        self._values = _values(self.graph, self.units, weights, self.model, planned if like is None else like)
+        layers = {name: [layer_name(point) for point in found] for name, found in quantizers.items()}
+        self.switched = {unit.name: (*layers[unit.name], *unit.nodes) for unit in self.units}
+        late = {name for names in layers.values() for name in names}
         self.pieces: Pieces = cut(self.model, [set(names) for names in self.switched.values()], late=late)
         self._set_at: dict[str, Level] = {unit.name: "planned" for unit in self.units}
 
@@ -89,11 +107,8 @@ class Bench:
             return
         for enabled in self._activations[name]:
             enabled.assign(level != "float")
-        for weight in self._weights[name]:
-            narrow = weight.in_8_bits is not None
-            if narrow:
-                weight.variable.assign(weight.in_8_bits if level == "int8" else weight.original)
-            weight.enabled.assign(level == "planned" or (level == "int8" and not narrow))
+        for values in self._values[name]:
+            values.switch(level)
         self._set_at[name] = level
 
     def first_piece(self, name: str) -> int:
@@ -140,11 +155,38 @@ def _points_of(unit: Unit, points: Iterable[QPoint]) -> list[tuple[QPoint, str]]
     return found
 
 
-def _weight(handle: state.Handle) -> _Weight:
-    spec = handle.point.spec
+def _values(
+    graph: ModelGraph, units: Iterable[Unit], weights: Mapping[str, list[state.Handle]], model: Any, like: Any
+) -> dict[str, list[_Values]]:
+    """The variables that each unit switches: quantized weights, and biases that differ from those of the float model `like`."""
+    layers = {layer.name: layer for layer in model.layers}
+    original = {layer.name: layer for layer in like.layers}
+    found: dict[str, list[_Values]] = {}
+    for unit in units:
+        found[unit.name] = [_weight(handle, original) for handle in weights[unit.name]]
+        taken = {id(values.variable) for values in found[unit.name]}
+        for name in dict.fromkeys((*unit.layers, *_batch_norms(graph, unit))):
+            inner = getattr(layers[name], "layer", layers[name])
+            pairs = zip(inner.weights, original[name].weights, strict=True) if name in original else ()
+            for variable, other in pairs:
+                if id(variable) not in taken and not np.array_equal(variable, other):
+                    found[unit.name].append(_Values(variable=variable, planned=tf.identity(variable), in_float=tf.identity(other)))
+    return found
+
+
+def _batch_norms(graph: ModelGraph, unit: Unit) -> list[str]:
+    """The BatchNorm layers that follow the unit's products, whose beta a correction of the bias may have changed."""
+    readers = [reader for node in unit.nodes for reader, _ in graph.consumers(TensorRef(layer=node))]
+    return [reader.layer for reader in readers if reader.class_name == "BatchNormalization"]
+
+
+def _weight(handle: state.Handle, original: Mapping[str, Any]) -> _Values:
+    spec, planned = handle.point.spec, tf.identity(handle.weight)
+    layer = original.get(handle.point.source)
+    plain = tf.identity(vars(layer)[str(handle.point.weight)]) if layer is not None else planned
     in_8_bits = None
     if spec.num_bits < MAX_BITS:
         wide = replace(spec, num_bits=MAX_BITS)
-        in_8_bits = numerics.fake_quantize(handle.weight, numerics.weight_amax(handle.weight, wide), wide)
-    original = tf.identity(handle.weight)
-    return _Weight(variable=handle.weight, enabled=handle.enabled, original=original, in_8_bits=in_8_bits)
+        in_8_bits = numerics.fake_quantize(plain, numerics.weight_amax(plain, wide), wide)
+    in_float = None if np.array_equal(plain, planned) else plain
+    return _Values(variable=handle.weight, planned=planned, in_float=in_float, in_8_bits=in_8_bits, enabled=handle.enabled)

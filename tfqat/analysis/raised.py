@@ -17,6 +17,9 @@ from tfqat.models.names import given_name
 from tfqat.placement.plan import FloatLayer, Placement, QPoint
 from tfqat.spec import MAX_BITS
 
+REASON = "sensitive: "
+"""How the reason of a unit begins that is left at higher precision."""
+
 
 def raised(placement: Placement, graph: ModelGraph, units: Sequence[Unit], levels: Levels, reasons: Mapping[str, str]) -> Placement:
     """The placement less the points of units that are left float, and with 8 bits for the weights of those raised to that.
@@ -52,15 +55,15 @@ def raised(placement: Placement, graph: ModelGraph, units: Sequence[Unit], level
     )
 
 
-def with_reasons(placement: Placement, units: Sequence[Unit], levels: Levels, reasons: Mapping[str, str]) -> Placement:
-    """A placement that was planned with `recipe_lines`, saying for each raised unit why."""
-    of_node = {node: reasons[unit.name] for unit in units if levels.get(unit.name) == "float" for node in unit.nodes}
-    of_weight = {weight: reasons[unit.name] for unit in units if levels.get(unit.name) == "int8" for weight in unit.weights}
-    points = [
-        replace(point, reason=f"{point.reason}; {of_weight[point.id]}") if point.id in of_weight else point for point in placement.points
-    ]
-    layers = [replace(layer, reason=of_node[layer.layer]) if layer.layer in of_node else layer for layer in placement.float_layers]
-    return replace(placement, points=tuple(points), float_layers=tuple(layers))
+def with_reasons(planned: Placement, source: Placement) -> Placement:
+    """A placement that was planned with `recipe_lines`, with the reasons that `source` has for what is raised."""
+    layers = {layer.layer: layer.reason for layer in source.float_layers if layer.reason.startswith(REASON)}
+    points = {point.id: point.reason for point in source.points if REASON in point.reason}
+    return replace(
+        planned,
+        points=tuple(replace(point, reason=points.get(point.id, point.reason)) for point in planned.points),
+        float_layers=tuple(replace(layer, reason=layers.get(layer.layer, layer.reason)) for layer in planned.float_layers),
+    )
 
 
 def recipe_lines(units: Sequence[Unit], levels: Levels) -> dict[str, Any]:

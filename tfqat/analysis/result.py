@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tfqat.analysis.raised import recipe_text
 from tfqat.analysis.search import Search
 from tfqat.placement.plan import Placement
 
@@ -63,7 +64,7 @@ class Sensitivity:
         units: by descending score.
         search: what the goal led to; None without one.
         placement: as planned but for the units that `search` raised; None without a goal.
-        recipe: YAML lines for the `quantization` block that ask for this placement; empty if nothing is raised.
+        lines: what to add to the `quantization` block of a recipe for this placement; empty if nothing is raised.
         evaluations: how many sets of units were measured.
         seconds: that all of it took.
     """
@@ -77,9 +78,14 @@ class Sensitivity:
     units: tuple[UnitSensitivity, ...]
     search: Search | None
     placement: Placement | None
-    recipe: str
+    lines: Mapping[str, Any]
     evaluations: int
     seconds: float
+
+    @property
+    def recipe(self) -> str:
+        """`lines` as YAML; the empty string if there are none."""
+        return recipe_text(self.lines)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object; the placement has a file of its own."""

@@ -122,9 +122,14 @@ def within_budget(
     wanted = [unit.name for unit in units if scores[unit.name] > 1e-3 * total]
     free = [name for name in wanted if costs[name] <= 0]
     room -= sum(costs[name] for name in free)
+    for name in sorted(costs, key=lambda name: costs[name]):  # float can be the faster form, which makes room
+        if room < 0 and costs[name] < 0 and name not in free:
+            free.append(name)
+            room -= costs[name]
     if room < 0:
         key, value = next(iter(goal.items()))
-        raise PlacementError(f"sensitivity.budget.{key}: {value:g} cannot be met: {-room:.4g} is missing with every layer at its best")
+        best = value + (room if key == "int8_share" else -room)
+        raise PlacementError(f"sensitivity.budget.{key}: {value:g} cannot be met; the best that this model can is {best:.4g}")
     paid = [name for name in wanted if costs[name] > 0]
     chosen: dict[str, Level] = {name: "float" for name in (*free, *_knapsack(paid, scores, costs, room))}
     planned, value = measurements.measure({}), measurements.measure(chosen)

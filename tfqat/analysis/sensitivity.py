@@ -16,7 +16,7 @@ from tfqat.analysis.executors import executor_for
 from tfqat.analysis.fast import fast_scores
 from tfqat.analysis.measure import Measurements
 from tfqat.analysis.meters import OUTPUT_ERROR, make_meter
-from tfqat.analysis.raised import raised, recipe_lines, recipe_text
+from tfqat.analysis.raised import REASON, raised, recipe_lines
 from tfqat.analysis.result import Sensitivity, UnitSensitivity, loss_text
 from tfqat.datasets import check_batch, check_labelled, inputs_of
 from tfqat.errors import DataError, RecipeError
@@ -32,6 +32,7 @@ def sensitivity(
     qmodel: Any,
     dataset: Iterable[Any],
     *,
+    like: Any = None,
     metric: str | Callable[[Any, Any], float] = OUTPUT_ERROR,
     loss: Any = None,
     metrics: Sequence[Any] = (),
@@ -51,6 +52,8 @@ def sensitivity(
     Args:
         qmodel: a calibrated quantized model; it is not changed.
         dataset: batches of inputs for `output_error`, of (inputs, labels) or (inputs, labels, sample weights) for other metrics.
+        like: the float model that `qmodel` was made from, in its canonical form (`tfqat.load_model`), if weights or biases of `qmodel`
+            were corrected or trained since; what its units are compared with. Default: the weights of `qmodel`, unquantized.
         metric: `output_error` (squared error over squared signal of the outputs), `loss`, the name of a Keras metric, or a function
             (outputs, labels) -> number where more is better, which gets numpy arrays of the whole data.
         loss: the Keras loss, for the metric `loss`.
@@ -75,7 +78,7 @@ def sensitivity(
     config = _config(metric, method, max_drop, budget, batches, executor, workers)
     data = _batches(qmodel, dataset, batches, labelled=metric != OUTPUT_ERROR)
     meter = make_meter(metric, qmodel, loss=loss, metrics=metrics, batch=data[0])
-    bench = Bench(qmodel)
+    bench = Bench(qmodel, like)
     with executor_for(config.executor, config.workers, bench, data) as runner:
         measurements = Measurements(bench=bench, batches=data, meter=meter, advance=advance, executor=runner)
         return _Analysis(qmodel=qmodel, config=config, measurements=measurements, started=started).run()
@@ -125,7 +128,7 @@ class _Analysis:
             ),
             search=found,
             placement=placement,
-            recipe=recipe_text(recipe_lines(bench.units, found.chosen)) if found else "",
+            lines=recipe_lines(bench.units, found.chosen) if found else {},
             evaluations=measurements.count,
             seconds=time.perf_counter() - self.started,
         )
@@ -167,7 +170,7 @@ class _Analysis:
         for name, level in found.chosen.items():
             drop = self.measurements.drop(float_value, values[name]) if name in values else scores[name]
             suffix = "" if level == "float" else "; 8 bits"
-            reasons[name] = f"sensitive: {loss_text(meter.name, meter.higher_is_better, drop)} alone{suffix}"
+            reasons[name] = f"{REASON}{loss_text(meter.name, meter.higher_is_better, drop)} alone{suffix}"
         return reasons
 
 

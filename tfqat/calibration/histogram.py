@@ -12,9 +12,12 @@ counts of any parts of the data add up to those of the whole, exactly, on one ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from tfqat.errors import DataError
 
 MANTISSA_BITS = 9
 SHIFT = 23 - MANTISSA_BITS
@@ -34,38 +37,33 @@ class Histogram:
         """How many values were counted."""
         return int(self.counts.sum())
 
+    @property
+    def zeros(self) -> int:
+        """How many values are 0, or so small (below 2.3e-41) that they count as 0."""
+        return int(self.counts[0])
+
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both data sets."""
         return Histogram(counts=self.counts + other.counts, largest=max(self.largest, other.largest))
 
     def occupied(self) -> Bins:
-        """The bins that are not empty; the last one ends at the largest |x|."""
-        filled = np.flatnonzero(self.counts)
-        upper = lower_edges(filled + 1)
-        upper[-1:] = self.largest
-        return Bins(lower=lower_edges(filled), upper=upper, counts=self.counts[filled])
+        """The bins that are not empty, in ascending order; the last one ends at the largest |x|."""
+        return self._occupied
 
     def uniform(self, bins: int) -> np.ndarray:
         """Counts in `bins` bins of equal width from 0 to the largest |x|, float64 of shape (bins,).
 
-        The values of a bin count as spread evenly over it.
+        The values of a bin count as spread evenly over it, so that counts may be fractions; they add up to `total`. Zeros, and what is
+        counted with them, stay in the first bin.
         """
-        found = self.occupied()
-        if self.largest == 0.0 or not len(found.counts):
-            return np.eye(1, bins)[0] * self.total
-        # Zeros are values and have no width: they stay in the first bin.
-        zeros = int(self.counts[0])
-        reached = np.concatenate([[0], np.cumsum(found.counts)]) - zeros
-        edges = np.append(found.lower, found.upper[-1])
-        starts, ends = found.lower, found.upper
-        below = np.maximum(reached, 0)
-        points = np.empty(2 * len(starts))
-        points[0::2], points[1::2] = starts, ends
-        values = np.empty(2 * len(starts))
-        values[0::2], values[1::2] = below[:-1], below[1:]
-        del edges
-        cumulated = np.interp(np.linspace(0.0, self.largest, bins + 1), points, values)
-        counts = np.diff(cumulated)
+        found, zeros = self.occupied(), self.zeros
+        first = 1 if zeros else 0
+        if len(found.counts) == first:
+            return np.eye(1, bins)[0] * zeros
+        # How many values lie below each edge, linear within a bin and constant between two: at both edges of every bin.
+        edges = np.stack([found.lower[first:], found.upper[first:]], axis=1).ravel()
+        below = np.repeat(np.append(0, np.cumsum(found.counts[first:])), 2)[1:-1]
+        counts = np.diff(np.interp(np.linspace(0.0, self.largest, bins + 1), edges, below))
         counts[0] += zeros
         return counts
 
@@ -76,10 +74,25 @@ class Histogram:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Histogram:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: it was written with other bins.
+        """
+        if data.get("mantissa_bits") != MANTISSA_BITS:
+            raise DataError(
+                f"a histogram with mantissa_bits {data.get('mantissa_bits')}; this version of tfqat reads {MANTISSA_BITS}: calibrate again"
+            )
         counts = np.zeros(BINS, np.int64)
         counts[data["bins"]] = data["counts"]
         return cls(counts=counts, largest=data["max"])
+
+    @cached_property
+    def _occupied(self) -> Bins:
+        filled = np.flatnonzero(self.counts)
+        upper = lower_edges(filled + 1)
+        upper[-1:] = self.largest
+        return Bins(lower=lower_edges(filled), upper=upper, counts=self.counts[filled])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,78 +1,187 @@
-"""Observes every quantization point of a model in one pass: the histograms are counted inside the graph, in float, batch by batch."""
+"""Observes tensors of a model over data: one pass in float, counted inside the graph, on one device or on every replica of a strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfqat.calibration.histogram import BINS, MIN_EXPONENT, Histogram, exponent_for
+from tfqat.calibration.histogram import BINS, MANTISSA_BITS, SHIFT, Histogram
 from tfqat.errors import DataError
 
+INFINITY = 255 << 23
+"""The bits of Inf; those of NaN are larger, those of finite values smaller."""
 
-def observe(model: Any, tensors: Mapping[str, Any], batches: Iterable[Any]) -> tuple[dict[str, Histogram], int, int]:
+BINS_OF_ALL = 256 << MANTISSA_BITS
+"""Bins with those of Inf and NaN, so that counting never meets an index out of range."""
+
+MOST = 2**31 - 1
+"""Values of one tensor in one batch: they are counted in 32 bits before they are added up in 64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What was seen, by all workers together: a histogram for each tensor, the number of batches and of examples."""
+
+    histograms: Mapping[str, Histogram]
+    batches: int
+    examples: int
+    workers: int
+
+
+def observe(model: Any, tensors: Mapping[str, Any], batches: Iterable[Any]) -> Observation:
     """One histogram for each tensor over all batches; memory does not grow with their number.
 
+    Within the scope of a `tf.distribute` strategy each batch is split between the replicas of this process. Where there are several
+    workers, each calls with its own batches, and all get the histograms of all data.
+
     Args:
-        model: the model that computes the tensors.
+        model: the model that computes the tensors; it need not have been made in the strategy's scope.
         tensors: name -> symbolic tensor of `model`.
         batches: inputs of the model.
 
-    Returns:
-        The histograms by name, the number of batches and the number of examples.
-
     Raises:
-        DataError: NaN or Inf in a tensor: names the tensor and the batch.
+        DataError: NaN or Inf in a tensor: names the tensor and the batch. More than MOST values of a tensor in a batch.
     """
     names = list(tensors)
-    observer = tf_keras.Model(model.inputs, [tensors[name] for name in names])
-
-    @tf.function(reduce_retracing=True)
-    def count(batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        values = tf.nest.flatten(observer(batch, training=False))
-        largest, counts = zip(*(_count(value) for value in values), strict=True)
-        return tf.stack(largest), tf.stack(counts)
-
-    merged: dict[str, Histogram] = {}
+    strategy = tf.distribute.get_strategy()
+    replicas = _replicas_here(strategy)
+    counter = _Counter(strategy, tf_keras.Model(model.inputs, [tensors[name] for name in names]))
+    fixed = any(given.shape[0] is not None for given in model.inputs)
     number, examples = 0, 0
-    for batch in batches:
-        largest, counts = (array.numpy() for array in count(batch))
-        for name, histogram in zip(names, _histograms(names, largest, counts, number), strict=True):
-            merged[name] = merged[name].merge(histogram) if name in merged else histogram
-        number += 1
-        examples += int(tf.nest.flatten(batch)[0].shape[0])
-    return merged, number, examples
+    failed: Exception | None = None
+    try:
+        for batch in batches:
+            values = _in_order(model, batch)
+            _check(names, number, *counter.count(_parts(values, replicas, fixed)))
+            number += 1
+            examples += int(values[0].shape[0])
+    except Exception as error:  # raised below: all workers meet before, for without this one the others would wait for ever
+        failed = error
+    counts, largest, (seen, total, failures) = counter.merged([number, examples, int(failed is not None)])
+    if failed is not None:
+        raise failed
+    if failures:
+        raise DataError(f"calibration stopped on {failures} of the other workers: its own message says why")
+    maxima = largest.view(np.float32).tolist()
+    return Observation(
+        histograms={name: Histogram(counts=row[:BINS], largest=value) for name, row, value in zip(names, counts, maxima, strict=True)},
+        batches=seen,
+        examples=total,
+        workers=strategy.num_replicas_in_sync // replicas,
+    )
 
 
-def _count(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The largest |x| (NaN if any x is) and the counts of |x| in bins of the width that this largest one needs."""
-    magnitude = tf.abs(tf.reshape(tf.cast(value, tf.float32), [-1]))
-    # max() may drop a NaN; a sum of zeros made from the values keeps it.
-    largest = tf.reduce_max(magnitude) + tf.reduce_sum(magnitude * 0.0)
-    finite = tf.where(tf.math.is_finite(largest), largest, 0.0)
-    # 2 ** -exponent from its bits: exact, which pow() does not promise. Multiplying by it is exact too, so floor() gives the right bin.
-    scale = tf.bitcast(tf.bitwise.left_shift(127 - _exponent(finite), 23), tf.float32)
-    # The clip only matters to NaN and Inf, whose integers are arbitrary: bincount would raise before the caller can name the tensor.
-    indices = tf.clip_by_value(tf.cast(magnitude * scale, tf.int32), 0, BINS - 1)
-    return largest, tf.math.bincount(indices, minlength=BINS, maxlength=BINS, dtype=tf.int64)
+Values = list[tf.Tensor]
+"""The inputs of a model for a batch, in its order."""
+
+Parts = list[tuple[Values, int]]
+"""For each replica a batch and how many of its examples count; the others repeat an example."""
 
 
-def _exponent(largest: tf.Tensor) -> tf.Tensor:
-    """`exponent_for`, read from the bits of the float: the biased exponent of a float32 is its bits 23 to 30."""
-    biased = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23)
-    return tf.maximum(biased - 126 - 13, MIN_EXPONENT)
+def _in_order(model: Any, batch: Any) -> Values:
+    values = [batch[name] for name in model.input_names] if isinstance(batch, Mapping) else tf.nest.flatten(batch)
+    return [tf.cast(value, given.dtype) for value, given in zip(values, model.inputs, strict=True)]
 
 
-def _histograms(names: list[str], largest: np.ndarray, counts: np.ndarray, batch: int) -> list[Histogram]:
-    for name, value in zip(names, largest, strict=True):
-        if not np.isfinite(value):
+def _parts(batch: Values, replicas: int, fixed: bool) -> Parts:
+    """A batch split evenly between the replicas; where it does not divide, the last parts are filled up.
+
+    A part has at least two examples: TensorFlow's CPU kernels compute one alone in another order of sums (2.21), and the ranges would
+    depend on how the data was batched. A model of a fixed batch size gets the batch whole, on the first replica.
+    """
+    examples = int(batch[0].shape[0])
+    if fixed or examples == 0:
+        return [(batch, examples)] + [(batch, 0)] * (replicas - 1)
+    rows = max(2, -(-examples // replicas))
+    if replicas == 1 and rows == examples:
+        return [(batch, examples)]
+    parts: Parts = []
+    for start in range(0, rows * replicas, rows):
+        picked = np.arange(start, start + rows)
+        picked[picked >= examples] = 0
+        parts.append(([tf.gather(value, picked) for value in batch], min(max(examples - start, 0), rows)))
+    return parts
+
+
+class _Counter:
+    """The counts of a model's outputs, kept by each replica for itself until `merged` adds them up."""
+
+    def __init__(self, strategy: tf.distribute.Strategy, observer: Any) -> None:
+        self._strategy, self._observer = strategy, observer
+        tensors = len(observer.outputs)
+        self._counts = [_own_of_each_replica([BINS_OF_ALL], tf.int64, tf.VariableAggregation.SUM) for _ in range(tensors)]
+        # tf.distribute has no aggregation by maximum: read replica by replica, as a row of each.
+        self._largest = _own_of_each_replica([1, tensors], tf.int32, tf.VariableAggregation.NONE)
+        # One trace for batches of any size; a signature cannot say that of values of several replicas.
+        signature = [[tf.TensorSpec(given.shape, given.dtype) for given in observer.inputs], tf.TensorSpec([], tf.int64)]
+        self._step = tf.function(
+            lambda *parts: strategy.run(self._count, args=parts),
+            input_signature=None if tf.distribute.has_strategy() else signature,
+            reduce_retracing=True,
+            autograph=False,
+        )
+        self._row = tf.function(lambda: strategy.run(self._largest.read_value), autograph=False)
+
+    def count(self, parts: Parts) -> tuple[np.ndarray, np.ndarray]:
+        """Count a batch. Gives the bits of the largest |x| so far, and how many values this batch had, by tensor."""
+        largest, sizes = self._step(self._distribute([part for part, _ in parts]), self._distribute([np.int64(used) for _, used in parts]))
+        rows = self._strategy.experimental_local_results
+        return np.concatenate(rows(largest)).max(axis=0), np.stack(rows(sizes)).max(axis=0)
+
+    def merged(self, numbers: list[int]) -> tuple[list[np.ndarray], np.ndarray, list[int]]:
+        """The counts of all replicas of all workers by tensor, the bits of the largest |x|, and the sums of the workers' `numbers`."""
+        counts = [variable.read_value().numpy() for variable in self._counts]
+        largest = self._strategy.gather(self._row(), axis=0).numpy().max(axis=0)
+        others = [np.zeros(len(numbers), np.int64)] * (_replicas_here(self._strategy) - 1)
+        sums = self._strategy.reduce(tf.distribute.ReduceOp.SUM, self._distribute([np.asarray(numbers, np.int64), *others]), axis=None)
+        return counts, largest, sums.numpy().tolist()
+
+    def _distribute(self, values: list[Any]) -> Any:
+        """One value for each replica here."""
+        waiting = iter(values)
+        return self._strategy.experimental_distribute_values_from_function(
+            lambda _: tf.nest.map_structure(tf.convert_to_tensor, next(waiting))
+        )
+
+    def _count(self, part: Values, used: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs on a replica: counts the first `used` examples of a part."""
+        rows = tf.shape(part[0], tf.int64)[0]
+        largest, sizes = [], []
+        for value, counts in zip(tf.nest.flatten(self._observer(part, training=False)), self._counts, strict=True):
+            # No copy: a slice that begins at 0 shares its memory.
+            flat = tf.reshape(tf.cast(value, tf.float32), [-1])
+            flat = flat[: tf.size(flat, tf.int64) * used // tf.maximum(rows, 1)]
+            bits = tf.bitcast(tf.abs(flat), tf.int32)
+            indices = tf.bitwise.right_shift(bits, SHIFT)
+            found = tf.raw_ops.Bincount(arr=indices, size=BINS_OF_ALL, weights=tf.constant([], tf.int32))
+            counts.assign_add(tf.cast(found, tf.int64))
+            # Bits of floats that are not negative order as the floats do, and those of NaN lie above: the largest is exact and keeps NaN.
+            largest.append(tf.reduce_max(bits))
+            sizes.append(tf.size(flat, tf.int64))
+        self._largest.assign(tf.maximum(self._largest, [largest]))
+        return self._largest.read_value(), tf.stack(sizes)
+
+
+def _own_of_each_replica(shape: list[int], dtype: tf.DType, aggregation: tf.VariableAggregation) -> tf.Variable:
+    return tf.Variable(tf.zeros(shape, dtype), trainable=False, synchronization=tf.VariableSynchronization.ON_READ, aggregation=aggregation)
+
+
+def _replicas_here(strategy: tf.distribute.Strategy) -> int:
+    """The replicas of this process; the default strategy does not say."""
+    return len(strategy.extended.worker_devices) if tf.distribute.has_strategy() else 1
+
+
+def _check(names: list[str], batch: int, largest: np.ndarray, sizes: np.ndarray) -> None:
+    for name, bits, size in zip(names, largest, sizes, strict=True):
+        if bits >= INFINITY:
             raise DataError(
                 f"calibration batch {batch}: tensor {name!r} holds NaN or Inf. "
                 "Look at that batch of the calibration data, and at the layer's weights"
             )
-    return [
-        Histogram(counts=row, exponent=exponent_for(float(value)), largest=float(value)) for value, row in zip(largest, counts, strict=True)
-    ]
+        if size > MOST:
+            raise DataError(f"calibration batch {batch}: tensor {name!r} has {size} values; expected at most {MOST}: give smaller batches")

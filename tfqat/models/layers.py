@@ -33,4 +33,24 @@ class MatMul(tf_keras.layers.Layer):
         return {**super().get_config(), "transpose_b": self.transpose_b}
 
 
-CUSTOM_OBJECTS: Mapping[str, Any] = {"tfqat>MatMul": MatMul}
+@tf_keras.saving.register_keras_serializable("tfqat")
+class ChannelReLU(tf_keras.layers.Layer):
+    """min(max(x, 0), cap_c) with a cap for each channel, the last axis: what equalization makes of a ReLU6.
+
+    min(max(z, 0), 6) / s = min(max(z / s, 0), 6 / s) for s > 0.
+    """
+
+    def __init__(self, max_values: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.max_values = [float(value) for value in max_values]
+
+    def call(self, inputs: Any) -> Any:
+        """The bounded values of a tensor whose last axis has as many channels as there are caps."""
+        return tf.minimum(tf.nn.relu(inputs), tf.constant(self.max_values, inputs.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        """What Keras saves of this layer."""
+        return {**super().get_config(), "max_values": self.max_values}
+
+
+CUSTOM_OBJECTS: Mapping[str, Any] = {f"tfqat>{layer.__name__}": layer for layer in (MatMul, ChannelReLU)}

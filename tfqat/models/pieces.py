@@ -75,12 +75,13 @@ class Pieces:
         return found[::-1]
 
 
-def cut(model: Any, starts: Iterable[Collection[str]], *, late: Collection[str] = ()) -> Pieces:
-    """The model in pieces, a new one beginning at the first node of each set of `starts`.
+def cut(model: Any, starts: Iterable[Collection[str]] = (), *, ends: Collection[str] = (), late: Collection[str] = ()) -> Pieces:
+    """The model in pieces, a new one beginning at the first node of each set of `starts`, and after each node of `ends`.
 
     Args:
         model: a flat functional tf_keras model; it is not changed, its layers and variables are shared.
         starts: sets of node names.
+        ends: node names.
         late: nodes with one input that are computed right before what reads them, not as early as they can be.
     """
     graph = model_graph.read(model)
@@ -93,6 +94,8 @@ def cut(model: Any, starts: Iterable[Collection[str]], *, late: Collection[str] 
         if node.name in begins and groups[-1]:
             groups.append([])
         groups[-1].append(node.name)
+        if node.name in ends:
+            groups.append([])
     tensors = model_graph.tensors(model)
     references = {node.name: TensorRef(layer=node.name) for node in inputs}
     ordered = [references[name] for name in model.input_names]

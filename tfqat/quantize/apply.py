@@ -10,6 +10,7 @@ import tf_keras
 
 from tfqat.errors import ModelError, PlacementError
 from tfqat.models import graph as model_graph
+from tfqat.models.layers import ChannelReLU
 from tfqat.models.load import canonical, copy_of, with_origins
 from tfqat.placement.plan import Placement, QPoint
 from tfqat.placement.planner import plan
@@ -53,7 +54,10 @@ def quantize_model(
     _check_fits(model, placement)
     weighted = {
         point.source: WeightedQuantizeConfig(
-            weights=point.spec, weight=Weight(attribute=str(point.weight), channel_axes=point.spec.axes), reason=point.reason
+            weights=point.spec,
+            weight=Weight(attribute=str(point.weight), channel_axes=point.spec.axes),
+            weight_calibrator=point.calibrator,
+            reason=point.reason,
         )
         for point in placement.weights
     }
@@ -79,6 +83,7 @@ def strip(qmodel: Any, like: Any = None) -> Any:
                 _set_weights(layer, trained)
         return stripped
     copy = copy_of(like)
+    _check_caps(qmodel, canonical(copy))
     for name, variables in with_origins(copy).origins.items():
         _assign(name, variables, trained)
     return copy
@@ -156,6 +161,17 @@ def _unwrapped(qmodel: Any) -> Any:
 
 def _inner(layer: Any) -> Any:
     return layer.layer if isinstance(layer, QuantizeWrapper) else layer
+
+
+def _check_caps(qmodel: Any, like: Any) -> None:
+    """Make sure that caps per channel, which equalization made of a ReLU6, are in the other model too: its weights go with them."""
+    other = {layer.name: layer for layer in like.layers}
+    for layer in qmodel.layers:
+        if isinstance(layer, ChannelReLU) and not isinstance(other.get(layer.name), ChannelReLU):
+            raise ModelError(
+                f"layer {layer.name!r} of the quantized model has a cap for each channel, from equalization; in the model given as `like` it "
+                "has one. Give the equalized model, or take the factors back first: strip(equalized.undo(strip(qmodel)), like=model)"
+            )
 
 
 def _assign(name: str, variables: Sequence[Any], trained: Mapping[str, Any]) -> None:

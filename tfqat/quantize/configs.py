@@ -20,6 +20,7 @@ from tfqat.quantize.quantizers import PACKAGE, TensorQuantizer
 from tfqat.spec import Calibrator, QuantSpec
 
 _DEFAULT_CALIBRATOR = Calibrator(method="percentile")
+_MAX = Calibrator()
 
 
 @tf_keras.utils.register_keras_serializable(PACKAGE)
@@ -97,7 +98,8 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
             Keras's classes. `call` has to read it as that attribute, and multiply by it once.
         activations: the grid of the input.
         inputs: (0,), or () to quantize the weight alone.
-        calibrator: how the range of the input is chosen; a weight's is its largest magnitude.
+        calibrator: how the range of the input is chosen.
+        weight_calibrator: how the ranges of the weight are chosen, `max` or `mse`.
         reason: why, for the placement table.
     """
 
@@ -111,11 +113,13 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
         activations: QuantSpec = QuantSpec(),  # noqa: B008 - frozen
         inputs: tuple[int, ...] = (0,),
         calibrator: Calibrator = _DEFAULT_CALIBRATOR,
+        weight_calibrator: Calibrator = _MAX,
         reason: str = "annotated",
     ) -> None:
         super().__init__(activations=activations, inputs=inputs, calibrator=calibrator, reason=reason)
         self.weights = weights
         self.weight = weight
+        self.weight_calibrator = weight_calibrator
 
     def weight_point(self, layer: Any) -> QPoint:
         """The QPoint of the layer's weight.
@@ -130,7 +134,7 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
             source=layer.name,
             weight=weight.attribute,
             spec=self.weights or weight_spec(weight),
-            calibrator=Calibrator(),
+            calibrator=self.weight_calibrator,
             reason=self.reason,
         )
 
@@ -155,7 +159,12 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
     def get_config(self) -> dict[str, Any]:
         """Keras configuration."""
         weights = self.weights.to_dict() if self.weights else None
-        return {**super().get_config(), "weights": weights, "weight": asdict(self.weight) if self.weight else None}
+        return {
+            **super().get_config(),
+            "weights": weights,
+            "weight": asdict(self.weight) if self.weight else None,
+            "weight_calibrator": asdict(self.weight_calibrator),
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> WeightedQuantizeConfig:
@@ -167,6 +176,7 @@ class WeightedQuantizeConfig(InputQuantizeConfig):
             activations=base.activations,
             inputs=base.inputs,
             calibrator=base.calibrator,
+            weight_calibrator=Calibrator(**config.get("weight_calibrator", {})),
             reason=base.reason,
         )
 

@@ -263,12 +263,29 @@ class CalibrationConfig(Block):
         description="Calibrators to try for the whole model, e.g. [max, percentile(99.9), entropy, mse, best]; the best on the validation "
         "data is taken. Points whose calibrator an override names keep it.",
     )
+    rounding: Literal["nearest", "compensated"] | None = Field(
+        default=None,
+        description="How weights are rounded after calibration: to the nearest code, or so that their errors cancel for the calibration "
+        "data; null: compensated for the preset selective, nearest for the others.",
+    )
     bias_correction: bool | None = Field(
-        default=None, description="Add the mean error of each quantized layer back to its bias, in order; null: what the preset says."
+        default=None,
+        description="Give back to each bias the mean error that the rounding of its weight causes; null: on for the preset selective where "
+        "weights are rounded to the nearest code.",
     )
     equalization: bool | None = Field(
-        default=None, description="Equalize the channels between layers by exact factors before calibration; null: what the preset says."
+        default=None, description="Equalize the channels between layers by exact factors before calibration; null: off."
     )
+
+    def rounds_compensated(self, preset: str) -> bool:
+        """Whether weights are rounded so that their errors cancel."""
+        return self.rounding == "compensated" or (self.rounding is None and preset == "selective")
+
+    def corrects_bias(self, preset: str) -> bool:
+        """Whether biases are corrected."""
+        if self.bias_correction is None:
+            return preset == "selective" and not self.rounds_compensated(preset)
+        return self.bias_correction
 
 
 class BudgetConfig(Block):

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tfqat.errors import RunDirectoryError
+from tfqat.errors import DataError, RunDirectoryError
 from tfqat.placement.plan import Placement
-from tfqat.report.view import Calibration, Engine, Metrics, Parity, RunView
+from tfqat.report.calibration_view import Calibration
+from tfqat.report.sensitivity_view import Sensitivity
+from tfqat.report.view import Engine, Metrics, Parity, RunView
 
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ def collect(run_directory: Path) -> RunView:
         history=read_history(directory / "history.csv"),
         parity=_optional(directory / "parity.json", Parity.from_dict),
         engine=_optional(directory / "engine.json", Engine.from_dict),
+        sensitivity=_optional(directory / "sensitivity.json", Sensitivity.from_dict),
     )
 
 
@@ -76,7 +79,9 @@ def _optional(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> T | None:
         return parse(data)
     except KeyError as error:
         raise RunDirectoryError(f"{path} is corrupt: the key {error} is missing") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except DataError as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise RunDirectoryError(f"{path} is corrupt: {error}") from error
 
 

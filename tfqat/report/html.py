@@ -11,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tfqat.errors import RunDirectoryError
-from tfqat.report import figures, formats, sections
+from tfqat.report import figures, formats, sections, sensitivity_figures, sensitivity_text
 from tfqat.report.collect import collect
+from tfqat.report.histogram_figure import histogram
 from tfqat.report.view import STAGES, RunView
 from tfqat.spec import METHODS
 
@@ -60,6 +61,8 @@ def render(view: RunView) -> str:
         dots=_dots(view),
         histograms=_histograms(view),
         curves=_curves(view),
+        sensitivity_text=sensitivity_text,
+        sensitivity_figures=sensitivity_figures,
     )
 
 
@@ -81,11 +84,11 @@ def _histograms(view: RunView) -> list[dict[str, Any]]:
             "id": point.id,
             "method": point.method,
             "amax": sections.amax_text(point),
-            "clipped": point.histogram.share_above(point.amax[0]),
-            "svg": figures.histogram(point),
+            "clipped": point.clipped,
+            "svg": histogram(point),
         }
         for point in drawn
-        if point.histogram is not None and sum(point.histogram.counts) > 0
+        if point.histogram is not None and point.histogram.total > 0
     ]
 
 

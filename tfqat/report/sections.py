@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from tfqat.placement.plan import QPoint
 from tfqat.report import formats
-from tfqat.report.view import STAGES, CalibratedPoint, Engine, EngineLayer, RunView
+from tfqat.report.calibration_view import CalibratedPoint
+from tfqat.report.view import STAGES, Engine, EngineLayer, RunView
 
 STAGE_LABELS = {"float": "Float", "ptq": "PTQ", "qat": "QAT", "onnx": "ONNX, literal", "onnx_deployed": "ONNX, deployed"}
 STAGE_NOTES = {
@@ -60,8 +61,12 @@ def words(name: str) -> str:
 
 def metric_names(view: RunView) -> list[str]:
     """The metrics that any stage has, the headline metric first and the losses, of which each output has one, last."""
-    names = dict.fromkeys(name for stage in view.metrics.stages.values() for name in stage)
-    return sorted(names, key=lambda name: (name.endswith("loss"), name == "loss"))
+    return _in_order(view.metrics.stages.values())
+
+
+def search_metric_names(view: RunView) -> list[str]:
+    """The metrics that calibrators were compared by, in the same order."""
+    return _in_order(view.metrics.calibration_search.values())
 
 
 def stage_cards(view: RunView) -> list[Card]:
@@ -172,6 +177,11 @@ def types(layer: EngineLayer) -> str:
 def int8_counts(engine: Engine) -> list[tuple[str, int, int]]:
     """(target, layers in INT8, all layers) for each target."""
     return [(target.target, sum(layer.int8 for layer in target.layers), len(target.layers)) for target in engine.targets]
+
+
+def _in_order(values: Iterable[Mapping[str, float]]) -> list[str]:
+    names = dict.fromkeys(name for measured in values for name in measured)
+    return sorted(names, key=lambda name: (name.endswith("loss"), name == "loss"))
 
 
 def _parity_card(view: RunView) -> Card:

@@ -36,9 +36,10 @@ def join(elements: Iterable[Markup]) -> Markup:
     return Markup("").join(elements)
 
 
-def picture(width: int, height: int, label: str, elements: Iterable[Markup], class_: str = "") -> Markup:
-    """An `svg` of this coordinate size that fills the width it is given; `label` is what a screen reader says."""
-    return element("svg", join(elements), class_=class_, viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
+def picture(width: int, height: int, label: str, elements: Iterable[Markup], class_: str = "", description: str = "") -> Markup:
+    """An `svg` of this coordinate size that fills the width it is given; a screen reader says `label`, and `description` on request."""
+    content = join([element("desc", description), *elements] if description else elements)
+    return element("svg", content, class_=class_, viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
 
 
 def path(points: Iterable[tuple[float, float]]) -> str:

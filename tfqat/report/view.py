@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfqat.placement.plan import Placement
+from tfqat.report.calibration_view import Calibration
+from tfqat.report.fields import numbers
+from tfqat.report.sensitivity_view import Sensitivity
 
 STAGES = ("float", "ptq", "qat", "onnx", "onnx_deployed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """`metrics.json`: the values of each stage that ran, and what was exported."""
+    """`metrics.json`: the values of each stage that ran, and what was exported; `calibration_search`: those of each calibrator tried."""
 
     stages: Mapping[str, Mapping[str, float]]
     exported: str | None = None
@@ -24,84 +27,25 @@ class Metrics:
     warnings: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    calibration_search: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    calibrator: str | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Metrics:
         """Reads the JSON object; every key may be absent, as in a run that was stopped."""
         return cls(
-            stages={stage: _numbers(data[stage]) for stage in STAGES if data.get(stage)},
+            stages={stage: numbers(data[stage]) for stage in STAGES if data.get(stage)},
             exported=data.get("exported"),
-            size_bytes=_numbers(data.get("size_bytes")),
-            latency_ms=_numbers(data.get("latency_ms")),
+            size_bytes=numbers(data.get("size_bytes")),
+            latency_ms=numbers(data.get("latency_ms")),
             parameters=data.get("parameters"),
             examples=data.get("examples"),
             warnings=tuple(str(text) for text in data.get("warnings") or ()),
             versions={name: str(version) for name, version in (data.get("versions") or {}).items()},
-            seconds=_numbers(data.get("seconds")),
+            seconds=numbers(data.get("seconds")),
+            calibration_search={name: numbers(values) for name, values in (data.get("calibration_search") or {}).items()},
+            calibrator=data.get("calibrator"),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Histogram:
-    """Counts of |x| in linear bins that start at 0; `max` is the largest |x| seen."""
-
-    bin_width: float
-    counts: tuple[float, ...]
-    max: float
-
-    def share_above(self, amax: float) -> float:
-        """The share of all values that are larger than `amax`, taking a bin's values as spread evenly."""
-        total = sum(self.counts)
-        if total == 0 or amax >= self.max:
-            return 0.0
-        position = amax / self.bin_width
-        index = int(position)
-        if index >= len(self.counts):
-            return 0.0
-        return (sum(self.counts[index + 1 :]) + self.counts[index] * (1 - (position - index))) / total
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibratedPoint:
-    """The range of one QPoint: `amax` has one value per tensor, or one per channel."""
-
-    id: str
-    amax: tuple[float, ...]
-    method: str
-    candidates: Mapping[str, float] | None = None
-    histogram: Histogram | None = None
-
-    @classmethod
-    def from_dict(cls, point_id: str, data: Mapping[str, Any]) -> CalibratedPoint:
-        """Reads one entry of `points` in `calibration.json`."""
-        amax, counts = data["amax"], data.get("histogram")
-        return cls(
-            id=point_id,
-            amax=tuple(_flat(amax)),
-            method=data["method"],
-            candidates=_numbers(data["candidates"]) if data.get("candidates") else None,
-            histogram=Histogram(bin_width=counts["bin_width"], counts=tuple(counts["counts"]), max=counts["max"]) if counts else None,
-        )
-
-
-def _flat(amax: float | list[Any]) -> list[float]:
-    """The ranges of a point in one list; a depthwise kernel has them by input channel and multiplier."""
-    return [value for part in amax for value in _flat(part)] if isinstance(amax, list) else [float(amax)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """`calibration.json`."""
-
-    batches: int
-    examples: int
-    points: Mapping[str, CalibratedPoint]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """Reads the JSON object."""
-        points = {key: CalibratedPoint.from_dict(key, value) for key, value in data["points"].items()}
-        return cls(batches=data["batches"], examples=data["examples"], points=points)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +101,7 @@ class Parity:
             passed=bool(data["passed"]),
             total={kind: Agreement.find(data.get(name) or {}) for kind, name in names},
             points={row["id"]: {kind: Agreement.find(row, f"{kind}_") for kind in KINDS} for row in data.get("points") or ()},
-            outputs=_numbers(data.get("outputs")),
+            outputs=numbers(data.get("outputs")),
             structure=tuple(StructureCheck(rule=row["rule"], passed=bool(row["passed"]), detail=row.get("detail") or "") for row in checks),
             limits=data.get("limits") or {},
             local_output_difference=data.get("local_output_difference"),
@@ -231,8 +175,4 @@ class RunView:
     history: Mapping[str, tuple[float, ...]] | None = None
     parity: Parity | None = None
     engine: Engine | None = None
-
-
-def _numbers(data: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The entries of `data` that are numbers."""
-    return {name: value for name, value in (data or {}).items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    sensitivity: Sensitivity | None = None

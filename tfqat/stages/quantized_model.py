@@ -1,14 +1,10 @@
-"""From the float model to the one that is exported: measure, calibrate, fine-tune, choose."""
+"""Measures the float and the calibrated model, fine-tunes, and chooses what is exported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from tfqat import files
-from tfqat.calibration.calibrate import calibrate
-from tfqat.progress import counted
-from tfqat.quantize.apply import quantize_model
 from tfqat.stages.under_way import Run
 from tfqat.training.callbacks import Ticker
 from tfqat.training.fit import QatResult, fine_tune
@@ -19,18 +15,10 @@ def evaluate_float(run: Run) -> None:
     run.measure("float", run.evaluate("float", "Evaluate float", run.inputs.float_model, run.inputs.test))
 
 
-def quantize(run: Run) -> Any:
-    """The calibrated model, measured and saved."""
-    batches = run.inputs.recipe.calibration.batches
-    qmodel = quantize_model(run.inputs.model, run.inputs.placement)
-    with run.stage("calibrate", f"Calibrate {batches} batches", batches) as advance:
-        calibration = calibrate(qmodel, counted(run.inputs.calibration, advance), batches)
-    files.write_json(run.directory / "calibration.json", calibration.to_dict())
-    for point, channels in calibration.dead_channels.items():
-        run.warn(f"{point}: {channels} channels are all zero; their codes are 0")
+def measure(run: Run, qmodel: Any) -> None:
+    """Measure the calibrated model on the test data, and save it."""
     run.measure("ptq", run.evaluate("ptq", "Evaluate PTQ", qmodel, run.inputs.test))
     run.save_model(qmodel, "quantized.keras")
-    return qmodel
 
 
 def fine_tune_model(run: Run, qmodel: Any) -> QatResult | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,9 +58,13 @@ class Run:
     def measure(self, name: str, values: dict[str, float]) -> None:
         """Keep the values of a stage, and write them rounded."""
         self.measured[name] = values
-        self.metrics[name] = {metric: round(value, _DIGITS) for metric, value in values.items()}
+        self.metrics[name] = self.rounded(values)
         self.write_log(f"{name}: {self.metrics[name]}")
         self.save_metrics()
+
+    def rounded(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Values as `metrics.json` has them."""
+        return {metric: round(value, _DIGITS) for metric, value in values.items()}
 
     def evaluate(self, name: str, title: str, model: Any, data: Data) -> dict[str, float]:
         """Loss and metrics of a Keras model over a data set, as a stage of their own."""

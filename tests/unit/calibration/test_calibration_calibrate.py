@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from tfqat.calibration.calibrate import Calibration, apply, calibrate
+from tfqat.calibration.calibrate import COMPARED, Calibration, apply, calibrate, recalibrate
 from tfqat.calibration.histogram import Histogram
 from tfqat.calibration.methods import amax_of
+from tfqat.calibration.weights import mse_amax
 from tfqat.errors import DataError
 from tfqat.quantize import state
 from tfqat.quantize.apply import quantize_model
@@ -71,18 +73,40 @@ def test_weights_get_the_largest_magnitude_of_each_channel() -> None:
     assert points.dead_channels == {"a/kernel": 1}
 
 
-def test_each_layer_has_its_own_calibrator_and_all_four_candidates() -> None:
+def test_a_weight_with_the_calibrator_mse_gets_the_range_of_least_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    qmodel = quantized(weights={"num_bits": 4})
+    handles = state.handles(qmodel)
+    mse = {name: replace(handle, point=replace(handle.point, calibrator=Calibrator(method="mse"))) for name, handle in handles.items()}
+    monkeypatch.setattr(state, "handles", lambda _: mse)
+    found = calibrate(qmodel, BATCHES, batches=1).points["a/kernel"]
+    kernel, spec = handles["a/kernel"].weight.numpy(), handles["a/kernel"].point.spec
+    largest = np.abs(kernel).max(axis=0)
+    assert found.method == "mse" and np.array_equal(found.amax, mse_amax(kernel, spec))
+    assert np.all(found.amax <= largest) and np.any(found.amax < largest)
+    assert np.array_equal(handles["a/kernel"].amax.numpy(), found.amax)
+
+
+def test_the_calibrator_of_weights_reaches_the_model() -> None:
+    found = calibrate(quantized(weights={"calibrator": "mse", "num_bits": 4}), BATCHES, batches=1).points["a/kernel"]
+    assert found.method == "mse"
+
+
+NAMES = ["max", "percentile 99.9", "percentile 99.99", "percentile 99.999", "entropy", "mse"]
+
+
+def test_each_layer_has_its_own_calibrator_and_all_candidates() -> None:
     overrides = [{"match": "logits", "activations": {"calibrator": "percentile", "percentile": 90.0}}]
     calibration = calibrate(quantized(activations={"calibrator": "mse"}, overrides=overrides), BATCHES, batches=4)
     methods = {name: point.method for name, point in calibration.points.items() if point.histogram}
     assert methods == {"x": "mse", "a": "percentile 90"}
-    for name in methods:
+    assert [one.describe() for one in COMPARED] == NAMES
+    for name, own in methods.items():
         point = calibration.points[name]
-        assert point.histogram is not None and point.candidates is not None and tuple(point.candidates) == METHODS
-        percentile = 90.0 if methods[name] == "percentile 90" else 99.99
-        for method, candidate in point.candidates.items():
-            assert candidate == amax_of(point.histogram, Calibrator(method=method, percentile=percentile), QuantSpec()), (name, method)
-        assert point.amax == np.float32(point.candidates[methods[name].split()[0]])
+        assert point.histogram is not None and point.candidates is not None
+        assert list(point.candidates) == NAMES + (["percentile 90"] if own == "percentile 90" else [])
+        for text, candidate in point.candidates.items():
+            assert candidate == amax_of(point.histogram, Calibrator.parse(text), QuantSpec()), (name, text)
+        assert point.amax == np.float32(point.candidates[own])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -178,7 +202,7 @@ def test_json_round_trip_sets_the_same_ranges() -> None:
         assert np.array_equal(state.ranges(other)[name], amax)
     histogram, original = again.points["x"].histogram, calibration.points["x"].histogram
     assert isinstance(histogram, Histogram) and original is not None
-    assert np.array_equal(histogram.counts, original.counts) and histogram.exponent == original.exponent
+    assert np.array_equal(histogram.counts, original.counts) and histogram.largest == original.largest
 
 
 def concatenated() -> Any:
@@ -226,4 +250,37 @@ def test_a_shared_range_is_the_same_for_any_order_of_the_batches() -> None:
     for batches in (BATCHES, BATCHES[::-1]):
         qmodel = quantize_model(concatenated(), {"activations": {"calibrator": "percentile"}})
         found.append({name: float(np.sum(point.amax)) for name, point in calibrate(qmodel, batches, batches=4).points.items()})
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("calibrator", [*COMPARED, Calibrator(method="percentile", percentile=95.0)], ids=Calibrator.describe)
+def test_recalibrate_gives_what_that_calibrator_would_have_given(calibrator: Calibrator) -> None:
+    settings = {"calibrator": calibrator.method} | ({"percentile": calibrator.percentile} if calibrator.method == "percentile" else {})
+    first, other = (quantize_model(concatenated(), {"activations": chosen}) for chosen in ({"calibrator": "max"}, settings))
+    kept = Calibration.from_dict(json.loads(json.dumps(calibrate(first, BATCHES, batches=4).to_dict())))
+    before = json.dumps(kept.to_dict())
+    found = recalibrate(kept, [handle.point for handle in state.handles(first).values()], calibrator)
+    assert found.to_dict() == calibrate(other, BATCHES, batches=4).to_dict()
+    assert json.dumps(kept.to_dict()) == before
+    apply(first, found)
+    assert all(np.array_equal(amax, state.ranges(other)[name]) for name, amax in state.ranges(first).items())
+
+
+def test_recalibrate_refuses_what_it_has_no_histogram_of() -> None:
+    qmodel = quantized()
+    calibration, points = calibrate(qmodel, BATCHES, batches=1), [handle.point for handle in state.handles(qmodel).values()]
+    bare = replace(calibration, points={name: replace(point, histogram=None) for name, point in calibration.points.items()})
+    with pytest.raises(DataError, match=r"no histogram of activation 'x'\. Calibrate again"):
+        recalibrate(bare, points, Calibrator())
+    fewer = replace(calibration, points={name: point for name, point in calibration.points.items() if name != "a"})
+    with pytest.raises(DataError, match="no range of point 'a': it is of another placement"):
+        recalibrate(fewer, points, Calibrator())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 16, 32])
+def test_ranges_are_the_same_for_any_batch_size(size: int) -> None:
+    images, found = np.concatenate(BATCHES), []
+    for batch, values in ((8, images), (size, images[RNG.permutation(32)])):
+        batches = np.split(values, range(batch, 32, batch))
+        found.append({name: point.to_dict() for name, point in calibrate(quantized(), batches, batches=len(batches)).points.items()})
     assert found[0] == found[1]

@@ -1,69 +1,36 @@
-"""The streaming histogram: what it counts depends on the values alone, bit for bit, not on their order or on how they are split."""
+"""The histogram: what it counts depends on the values alone, bit for bit, not on their order or on how they are split."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from tfqat.calibration.histogram import BINS, MIN_EXPONENT, Histogram, exponent_for, widen
+from tfqat.calibration.histogram import BINS, MANTISSA_BITS, Histogram, lower_edges
+from tfqat.errors import DataError
+
+
+def index_by_hand(value: float) -> int:
+    """The bits of a float32, read as a big-endian integer, without its sign and its last 23 - MANTISSA_BITS bits."""
+    return int.from_bytes(struct.pack(">f", abs(value)), "big") // 2 ** (23 - MANTISSA_BITS)
 
 
 def of(values: list[float] | np.ndarray) -> Histogram:
-    """A brute-force histogram of one array: floor(|x| / width) with Python's exact arithmetic on doubles."""
-    magnitudes = [abs(float(value)) for value in np.ravel(values)]
-    largest = max(magnitudes)
-    exponent = exponent_for(largest)
     counts = np.zeros(BINS, np.int64)
-    for magnitude in magnitudes:
-        counts[int(magnitude // 2.0**exponent)] += 1
-    return Histogram(counts=counts, exponent=exponent, largest=largest)
+    for value in np.float32(values).ravel().tolist():
+        counts[index_by_hand(value)] += 1
+    return Histogram(counts=counts, largest=float(np.abs(np.float32(values)).max()))
 
 
 def same(one: Histogram, other: Histogram) -> bool:
-    return one.exponent == other.exponent and one.largest == other.largest and bool(np.array_equal(one.counts, other.counts))
-
-
-# largest -> exponent: the largest value lies in the upper half of the 8192 bins.
-EXPONENTS = {
-    "zero": (0.0, MIN_EXPONENT),
-    "one": (1.0, -12),
-    "just below one": (float(np.nextafter(np.float32(1), np.float32(0))), -13),
-    "six": (6.0, -10),
-    "a power of two": (8192.0, 1),
-    "the largest float32": (float(np.finfo(np.float32).max), 115),
-    "the smallest normal float32": (2.0**-126, MIN_EXPONENT),
-    "a subnormal": (1e-45, MIN_EXPONENT),
-    "the last value that has its own exponent": (2.0**-108, -120),
-    "the first that has not": (2.0**-109, MIN_EXPONENT),
-}
-
-
-@pytest.mark.parametrize("name", EXPONENTS)
-def test_exponent(name: str) -> None:
-    largest, expected = EXPONENTS[name]
-    assert exponent_for(largest) == expected
-    assert largest < BINS * 2.0**expected
-    if largest >= 2.0**-108:
-        assert largest >= BINS / 2 * 2.0**expected
-
-
-def test_widen_adds_pairs_and_keeps_the_length() -> None:
-    counts = np.arange(BINS, dtype=np.int64)
-    assert np.array_equal(widen(counts, 0), counts)
-    wider = widen(counts, 1)
-    assert wider.shape == (BINS,) and wider.dtype == np.int64
-    assert wider[:3].tolist() == [0 + 1, 2 + 3, 4 + 5] and wider[BINS // 2 - 1] == 2 * BINS - 3 and not wider[BINS // 2 :].any()
-    assert widen(counts, 3)[:2].tolist() == [sum(range(8)), sum(range(8, 16))]
-    for doublings in (13, 14, 200):
-        assert widen(counts, doublings)[0] == counts.sum() and not widen(counts, doublings)[1:].any()
-    assert np.array_equal(widen(widen(counts, 2), 3), widen(counts, 5))
+    return one.largest == other.largest and bool(np.array_equal(one.counts, other.counts))
 
 
 RNG = np.random.default_rng(5)
-# Batches whose range grows, shrinks, starts at nothing, or spans everything that float32 holds.
 BATCHES = {
     "growing": [RNG.normal(0, 10.0**power, 50) for power in (-3, -1, 0, 2)],
     "zeros first": [np.zeros(20), RNG.normal(0, 1, 50), RNG.normal(0, 3, 30)],
@@ -74,49 +41,85 @@ BATCHES = {
 }
 
 
+def test_bins_are_512_to_an_octave() -> None:
+    first = index_by_hand(1.0)
+    assert index_by_hand(2.0) - first == 512 and index_by_hand(4.0) - first == 1024
+    edges = lower_edges(np.arange(first, first + 513))
+    assert edges[0] == 1.0 and edges[-1] == 2.0 and np.all(np.diff(edges) == 2.0**-9)
+    assert lower_edges(np.array([0, 1])).tolist() == [0.0, 2.0**-135]
+    assert index_by_hand(float(np.finfo(np.float32).max)) == BINS - 1
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_every_value_lies_in_its_bin(name: str) -> None:
+    values = np.float32(np.concatenate(BATCHES[name]))
+    found = of(values).occupied()
+    assert np.all(found.lower <= found.upper) and np.all(found.lower[1:] >= found.upper[:-1])
+    assert found.upper[-1] == np.abs(values).max() and found.counts.sum() == len(values)
+    for lower, upper, count in zip(found.lower[:-1], found.upper[:-1], found.counts[:-1], strict=True):
+        assert np.sum((np.abs(values) >= lower) & (np.abs(values) < upper)) == count
+
+
 @pytest.mark.parametrize("name", BATCHES)
 def test_any_order_gives_the_histogram_of_all_values(name: str) -> None:
-    batches = [np.float32(batch) for batch in BATCHES[name]]
-    whole = of(np.concatenate(batches))
-    for order in itertools.permutations(batches):
+    whole = of(np.concatenate(BATCHES[name]))
+    for order in itertools.permutations(BATCHES[name]):
         merged = of(order[0])
         for batch in order[1:]:
-            merged = merged.merge(of(batch))
-        assert same(merged, whole)
-        assert merged.total == sum(len(batch) for batch in batches)
+            before = merged.counts.copy()
+            parts, merged = merged, merged.merge(of(batch))
+            assert np.array_equal(parts.counts, before)
+        assert same(merged, whole) and merged.total == sum(map(len, order))
 
 
+def uniform_by_hand(histogram: Histogram, bins: int) -> list[float]:
+    """In fractions: how much of each occupied bin lies in each uniform one."""
+    largest, found = Fraction(histogram.largest), histogram.occupied()
+    counts = [Fraction(0)] * bins
+    for lower, upper, count in zip(found.lower.tolist(), found.upper.tolist(), found.counts.tolist(), strict=True):
+        a, b = Fraction(lower), Fraction(upper)
+        if lower == 0.0:
+            counts[0] += count
+        elif a == b:
+            counts[-1] += count
+        else:
+            for number in range(int(a * bins / largest), bins):
+                start, end = largest * number / bins, largest * (number + 1) / bins
+                if start >= b:
+                    break
+                counts[number] += count * (min(b, end) - max(a, start)) / (b - a)
+    return [float(count) for count in counts]
+
+
+@pytest.mark.parametrize("bins", [1, 7, 64, 2048])
 @pytest.mark.parametrize("name", BATCHES)
-def test_merge_is_associative_and_commutative(name: str) -> None:
-    a, b, c = (of(np.float32(batch)) for batch in (BATCHES[name] * 2)[:3])
-    assert same(a.merge(b).merge(c), a.merge(b.merge(c)))
-    assert same(a.merge(b), b.merge(a))
+def test_uniform_spreads_each_bin_evenly(name: str, bins: int) -> None:
+    histogram = of(np.concatenate(BATCHES[name]))
+    counts = histogram.uniform(bins)
+    if histogram.largest:
+        np.testing.assert_allclose(counts, uniform_by_hand(histogram, bins), rtol=1e-9, atol=1e-9)
+    assert counts.shape == (bins,) and np.all(counts >= 0)
+    assert counts.sum() == pytest.approx(histogram.total, rel=1e-12)
+    assert counts[0] >= histogram.zeros
 
 
-def test_merge_does_not_change_its_parts() -> None:
-    a, b = of(np.float32([1.0, 0.5])), of(np.float32([100.0]))
-    before = a.counts.copy()
-    a.merge(b)
-    assert np.array_equal(a.counts, before) and a.exponent == -12 and a.largest == 1.0
-
-
-def test_numbers_of_one_small_case() -> None:
-    histogram = of([0.0, -1.0, 1.5, 6.0])  # width 2 ** -10
-    assert histogram.bin_width == 0.0009765625
-    assert np.flatnonzero(histogram.counts).tolist() == [0, 1024, 1536, 6144]
-    assert len(histogram.occupied()) == 6145
-    assert (histogram.total, histogram.largest) == (4, 6.0)
-
-
-def test_occupied_of_zeros_is_one_bin() -> None:
-    assert of([0.0, 0.0]).occupied().tolist() == [2]
-    assert Histogram(counts=np.zeros(BINS, np.int64), exponent=0, largest=0.0).occupied().tolist() == [0]
+def test_uniform_of_what_has_no_width() -> None:
+    assert of([0.0, 0.0]).uniform(4).tolist() == [2, 0, 0, 0]
+    # All at the largest, an edge of bins: their bin has no width, and they are in the last one.
+    assert of([0.0, 6.0, -6.0, 6.0]).uniform(3).tolist() == [1, 0, 3]
+    assert Histogram(counts=np.zeros(BINS, np.int64), largest=0.0).uniform(3).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_json_round_trip(name: str) -> None:
-    histogram = of(np.float32(np.concatenate(BATCHES[name])))
+    histogram = of(np.concatenate(BATCHES[name]))
     again = Histogram.from_dict(json.loads(json.dumps(histogram.to_dict())))
-    assert same(again, histogram)
-    assert again.counts.dtype == np.int64
-    assert len(histogram.to_dict()["counts"]) <= BINS and histogram.to_dict()["max"] == histogram.largest
+    assert same(again, histogram) and again.counts.dtype == np.int64
+    assert len(histogram.to_dict()["counts"]) == np.count_nonzero(histogram.counts)
+
+
+def test_other_bins_are_refused() -> None:
+    with pytest.raises(DataError, match=r"mantissa_bits 7; this version of tfqat reads 9: calibrate again"):
+        Histogram.from_dict({**of([1.0]).to_dict(), "mantissa_bits": 7})
+    with pytest.raises(DataError, match=r"mantissa_bits None"):
+        Histogram.from_dict({"bin_width": 1.0, "counts": [1], "max": 0.5})

@@ -11,6 +11,7 @@ from tfqat.errors import RunDirectoryError
 from tfqat.report.collect import collect, read_history
 
 PLACEMENT = {"preset": "selective", "points": [], "float_layers": []}
+HISTOGRAM = {"mantissa_bits": 9, "max": 1.0, "bins": [127 << 9], "counts": [1]}
 
 
 @pytest.fixture
@@ -23,7 +24,20 @@ def run_directory(tmp_path):
 def test_only_metrics_and_placement_are_needed(run_directory):
     view = collect(run_directory)
     assert view.metrics.stages == {"float": {"accuracy": 0.9}}
-    assert (view.recipe, view.calibration, view.history, view.parity, view.engine) == (None,) * 5
+    assert (view.recipe, view.calibration, view.history, view.parity, view.engine, view.sensitivity) == (None,) * 6
+    assert (view.metrics.calibration_search, view.metrics.calibrator) == ({}, None)
+
+
+def test_values_of_each_calibrator_that_was_tried(run_directory):
+    tried = {"percentile 99.9": {"accuracy": 0.91, "note": "text"}, "entropy": {"accuracy": 0.92}}
+    (run_directory / "metrics.json").write_text(json.dumps({"calibration_search": tried, "calibrator": "entropy"}))
+    metrics = collect(run_directory).metrics
+    assert metrics.calibration_search == {"percentile 99.9": {"accuracy": 0.91}, "entropy": {"accuracy": 0.92}}
+    assert metrics.calibrator == "entropy"
+
+
+def calibration_with(histogram):
+    return json.dumps({"batches": 1, "examples": 2, "points": {"p": {"amax": 1.0, "method": "max", "histogram": histogram}}})
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "placement.json"])
@@ -41,6 +55,11 @@ def test_missing_file_is_named(run_directory, name):
         ("placement.json", '{"preset": "naive"}', r"placement\.json is corrupt: the key 'points' is missing"),
         ("parity.json", '{"examples": 10}', r"parity\.json is corrupt: the key 'passed' is missing"),
         ("calibration.json", '{"batches": 1, "examples": 2, "points": []}', r"calibration\.json is corrupt"),
+        ("calibration.json", calibration_with({**HISTOGRAM, "mantissa_bits": 8}), r"calibration\.json cannot be read: .* mantissa_bits 8"),
+        ("calibration.json", calibration_with({**HISTOGRAM, "bins": [10**9]}), r"calibration\.json is corrupt: index"),
+        ("calibration.json", calibration_with({"mantissa_bits": 9}), r"calibration\.json is corrupt: the key '\w+' is missing"),
+        ("sensitivity.json", "{}", r"sensitivity\.json is corrupt: the key 'method' is missing"),
+        ("sensitivity.json", "[]", r"sensitivity\.json is corrupt: expected a JSON object, got list"),
         ("engine.json", "{}", r"engine\.json is corrupt: the key 'status' is missing"),
         ("history.csv", "epoch,loss\n1,x\n", r"history\.csv is corrupt: expected rows of 2 numbers"),
         ("history.csv", "epoch,loss\n1,2,3\n", r"history\.csv is corrupt: expected rows of 2 numbers"),

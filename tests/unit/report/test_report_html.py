@@ -7,8 +7,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tfqat.calibration.histogram import SHIFT
 from tfqat.errors import RunDirectoryError
 from tfqat.placement.plan import Edge, FloatLayer, Placement, QPoint
 from tfqat.report.html import write_report
@@ -59,9 +61,13 @@ METRICS = {
 }
 
 
+def bins_of(values: list[float]) -> list[int]:
+    return (np.asarray(values, np.float32).view(np.int32) >> SHIFT).tolist()
+
+
 def calibration() -> dict[str, object]:
-    candidates = {"max": 6.0, "percentile": 5.0, "entropy": 3.0, "mse": 4.0}
-    histogram = {"bin_width": 1.0, "counts": [50, 20, 10, 10, 9, 1, 0, 0], "max": 6.0}
+    candidates = {"max": 6.0, "percentile 99.9": 5.5, "percentile 99.99": 5.0, "entropy": 3.0, "mse": 4.0}
+    histogram = {"mantissa_bits": 9, "max": 6.0, "bins": bins_of([0.5, 2.0, 4.0, 6.0]), "counts": [50, 40, 9, 1]}
     entry = {"amax": 5.0, "method": "percentile 99.99", "candidates": candidates, "histogram": histogram}
     weight = {"amax": [0.25, 0.0, 0.5], "method": "max", "candidates": None, "histogram": None}
     evil = {**entry, "amax": 6.0, "method": "max"}
@@ -90,6 +96,16 @@ def engine() -> dict[str, object]:
     return {"backend": "tensorrt_rtx", "version": "1.7.1", "status": "built", "message": "", "targets": targets}
 
 
+def sensitivity(count: int = 2, **changes: object) -> dict[str, object]:
+    fields = {"class_name": "Conv2D", "num_bits": 8, "macs": 100, "latency_ms": None}
+    rows = [{"name": f"u{n}", "layers": [f"u{n}", f"add{n}"], "score": 0.01 / (n + 1), "value": 0.91, **fields} for n in range(count)]
+    steps = [{"raised": 0, "levels": {}, "value": 0.91}, {"raised": 1, "levels": {"u0": "float"}, "value": 0.922}]
+    search = {"goal": {"max_drop": 0.005}, "limit": 0.9214, "steps": steps, "chosen": {"u0": "float"}, "value": 0.922, "met": True}
+    measured = {"method": "leave_one_in", "metric": "accuracy", "higher_is_better": True, "examples": 10000, "float": 0.9264}
+    measured |= {"quantized": 0.91, "seconds": 12.3, "evaluations": 23}
+    return {**measured, "units": rows, "search": search, "recipe": "quantization:\n  skip: [u0]\n", **changes}
+
+
 def write_run(directory: Path, **files: object) -> Path:
     for name, content in {"metrics": METRICS, "placement": PLACEMENT.to_dict(), **files}.items():
         (directory / f"{name}.json").write_text(json.dumps(content))
@@ -98,7 +114,7 @@ def write_run(directory: Path, **files: object) -> Path:
 
 @pytest.fixture
 def full_run(tmp_path):
-    write_run(tmp_path, calibration=calibration(), parity=parity(), engine=engine())
+    write_run(tmp_path, calibration=calibration(), parity=parity(), engine=engine(), sensitivity=sensitivity())
     (tmp_path / "recipe.yaml").write_text("version: 1\n# <i>https://example.org</i>\n")
     header = "epoch,learning_rate,loss,accuracy,val_loss,val_accuracy\n"
     (tmp_path / "history.csv").write_text(header + "1,0.001,0.22,0.921,0.241,0.918\n2,0.0001,0.21,0.924,0.239,0.9195\n")
@@ -187,10 +203,10 @@ def test_placement_names_where_each_point_sits_and_why(full_run):
     assert rows[-1] == ["logits", "Dense", "skipped by the recipe"]
 
 
-def test_every_histogram_has_four_amax_lines_of_which_one_is_chosen(full_run):
+def test_every_histogram_has_a_line_for_each_calibrator_of_which_one_is_chosen(full_run):
     figures = section(write_report(full_run).read_text(), "ranges").split('<figure class="range">')[1:]
     assert len(figures) == 2
-    assert [figure.count('<line class="amax ') for figure in figures] == [4, 4]
+    assert [figure.count('<line class="amax ') for figure in figures] == [5, 5]
     assert [re.findall(r'class="amax (\w+) chosen"', figure) for figure in figures] == [["percentile"], ["max"]]
 
 
@@ -198,6 +214,84 @@ def test_histogram_caption_says_what_is_clipped(full_run):
     page = section(write_report(full_run).read_text(), "ranges")
     assert "percentile 99.99, amax 5, clips 1.0000%" in page
     assert "max, amax 6, clips nothing" in page
+
+
+def test_calibrators_that_were_tried_are_a_table(full_run):
+    tried = {"percentile 99.9": {"loss": 0.25, "accuracy": 0.91}, EVIL: {"accuracy": 0.92}}
+    page = write_report(write_run(full_run, metrics={**METRICS, "calibration_search": tried, "calibrator": EVIL})).read_text()
+    escaped = EVIL.replace("<", "&lt;").replace(">", "&gt;")
+    assert cells(page, "ranges")[1:3] == [["percentile 99.9", "91.00%", "0.25"], [escaped, "92.00%", "–"]]
+    assert f'<tr class="shipped"><td>{escaped}</td>' in section(page, "ranges")
+    assert f"tried for the whole model; {escaped} was chosen." in section(page, "ranges")
+    assert EVIL not in page
+
+
+def test_no_table_without_a_search_for_the_calibrator(full_run):
+    assert "tried for the whole model" not in write_report(full_run).read_text()
+
+
+def test_sensitivity_says_how_it_was_measured_and_what_the_search_chose(full_run):
+    page = section(write_report(full_run).read_text(), "sensitivity")
+    paragraphs = [re.sub(r"<[^>]+>", "", text) for text in re.findall(r"<p>(.*?)</p>", page)]
+    assert paragraphs == [
+        "Method leave_one_in (one layer at a time is quantized, all others stay float). Metric accuracy on 10,000 examples: "
+        "float 92.64%, quantized 91.00%. 23 evaluations in 12.3 s.",
+        "Goal: at most 0.50 points below float, which is 92.14%. 1 of 2 layers is left at higher precision: accuracy 92.20%. Met",
+    ]
+    assert re.findall(r'<svg class="(\w+)"', page) == ["sensitivity", "search"]
+    assert '<pre class="snippet">quantization:\n  skip: [u0]\n</pre>' in page
+
+
+def test_sensitivity_table(full_run):
+    page = write_report(full_run).read_text()
+    assert cells(page, "sensitivity") == [
+        [],
+        ["u0 float", "u0, add0", "Conv2D", "50.00%", "1", "91.00%"],
+        ["u1", "u1, add1", "Conv2D", "50.00%", "0.5", "91.00%"],
+    ]
+    assert "<details open>" in section(page, "sensitivity")
+
+
+def test_sensitivity_table_has_latencies_where_they_were_measured(full_run):
+    measured = sensitivity()
+    measured["units"][0]["latency_ms"] = {"float": 0.1, "int8": 0.05}
+    page = write_report(write_run(full_run, sensitivity=measured)).read_text()
+    assert [row[4] for row in cells(page, "sensitivity")[1:]] == ["0.1 → 0.05", "–"]
+    assert '<th class="n">Float → INT8, ms</th>' in section(page, "sensitivity")
+
+
+def test_sensitivity_of_200_units_is_folded_and_complete(full_run):
+    page = write_report(write_run(full_run, sensitivity=sensitivity(200))).read_text()
+    found = section(page, "sensitivity")
+    assert found.count('<rect class="unit') == 40
+    assert "160 less sensitive layers are left out; the table has them all." in found
+    assert "<details><summary>200 layers," in found
+    assert len(cells(page, "sensitivity")) == 201
+    assert len(found) < 80_000
+
+
+def test_sensitivity_without_a_search_has_bars_alone(full_run):
+    page = section(write_report(write_run(full_run, sensitivity=sensitivity(search=None, recipe=""))).read_text(), "sensitivity")
+    assert re.findall(r'<svg class="(\w+)"', page) == ["sensitivity"]
+    assert "Goal" not in page
+    assert "<pre" not in page
+
+
+def test_goal_that_was_not_met_is_marked(full_run):
+    failed = sensitivity(search={**sensitivity()["search"], "met": False})
+    page = section(write_report(write_run(full_run, sensitivity=failed)).read_text(), "sensitivity")
+    assert '<span class="badge bad">Not met</span>' in page
+
+
+def test_texts_of_sensitivity_are_escaped(full_run):
+    search = {**sensitivity()["search"], "chosen": {EVIL: EVIL}, "goal": {EVIL: 1.0}}
+    search["steps"] = [{"raised": 0, "levels": {EVIL: EVIL}, "value": 0.9}]
+    row = {**sensitivity()["units"][0], "name": EVIL, "layers": [EVIL], "class_name": EVIL}
+    evil = sensitivity(method=EVIL, metric=EVIL, units=[row], search=search, recipe=EVIL)
+    page = write_report(write_run(full_run, sensitivity=evil)).read_text()
+    assert EVIL not in page
+    assert parsed(page).open == []
+    assert "script" not in parsed(page).names
 
 
 def test_weights_table_counts_dead_channels(full_run):
@@ -281,6 +375,7 @@ def minimal_run(tmp_path):
         ("cost", "No latency was measured."),
         ("training", "No history.csv: the model was calibrated but not fine-tuned."),
         ("ranges", "No calibration.json: the run stopped before calibration."),
+        ("sensitivity", "No sensitivity.json: sensitivity was not analysed."),
         ("parity", "No parity.json: the exported graph was not verified."),
         ("engine", "No engine.json: no engine was built."),
         ("run", "No versions were recorded."),
@@ -340,7 +435,8 @@ def test_missing_metrics_writes_nothing(minimal_run):
 
 def test_page_with_25_large_histograms_stays_under_two_megabytes(full_run):
     entry = calibration()["points"]["stem_relu"]
-    entry["histogram"] = {"bin_width": 6 / 8192, "counts": [10**6 - 100 * index for index in range(8192)], "max": 6.0}
+    bins = list(range(bins_of([6.0])[0] - 8191, bins_of([6.0])[0] + 1))
+    entry["histogram"] = {"mantissa_bits": 9, "max": 6.0, "bins": bins, "counts": [10**6 - 100 * index for index in range(8192)]}
     points = tuple(
         QPoint(id=f"p{n}", kind="activation", source=f"p{n}", spec=QuantSpec(), calibrator=PERCENTILE, reason="r") for n in range(25)
     )

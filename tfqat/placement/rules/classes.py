@@ -42,7 +42,7 @@ INFERENCE_IDENTITIES = frozenset(
     }
 )
 RESHAPES = frozenset({"Flatten", "Reshape", "Permute", "RepeatVector", *(f"Cropping{size}" for size in _DIMENSIONS)})
-ACTIVATIONS = frozenset({"ReLU", "Activation", "LeakyReLU", "PReLU", "Softmax", "ELU", "ThresholdedReLU"})
+ACTIVATIONS = frozenset({"ReLU", "ChannelReLU", "Activation", "LeakyReLU", "PReLU", "Softmax", "ELU", "ThresholdedReLU"})
 # Elementwise with constants, so an activation that is written out in several steps is made of these.
 POINTWISE = ACTIVATIONS | {"Rescaling"}
 # What may stand between a convolution and the Add that it fuses with.
@@ -61,6 +61,8 @@ def activation_name(node: Node) -> str:
     """The activation function of a layer: `relu`, `hard_silu` ...; `linear` where it has none."""
     if node.class_name == "Softmax":
         return "softmax"
+    if node.class_name == "ChannelReLU":  # ONNX: Relu, Min; TensorRT for RTX computes both in the kernel behind the product
+        return "relu"
     if node.class_name in ("ReLU", "LeakyReLU", "PReLU", "ELU", "ThresholdedReLU"):
         return node.class_name.lower()
     return function_name(node.config.get("activation"))
