@@ -27,6 +27,8 @@ _PUBLIC = {
     "QuantizeWrapper": "tfqat.quantize.wrapper",
     "calibrate": "tfqat.calibration.calibrate",
     "Calibration": "tfqat.calibration.result",
+    "correct": "tfqat.calibration.sequential",
+    "equalize": "tfqat.calibration.equalize",
     "qat_plan": "tfqat.recipe.modifiers",
     "qat_compile": "tfqat.training.fit",
     "qat_callbacks": "tfqat.training.callbacks",

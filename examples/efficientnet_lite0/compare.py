@@ -87,8 +87,10 @@ def with_tfqat(network: Any, granularity: str, calibration: np.ndarray, test: np
         yield calibrator.describe(), qmodel.predict(test, batch_size=BATCH_SIZE, verbose=0)
 
 
-def with_onnxruntime(network: Any, operators: list[str] | None, calibration: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """The logits of `quantize_static` in TensorRT's format (symmetric int8, weights per channel) with min-max calibration.
+def with_onnxruntime(
+    network: Any, operators: list[str] | None, calibration: np.ndarray, test: np.ndarray, *, symmetric: bool = True
+) -> np.ndarray:
+    """The logits of `quantize_static` with int8, weights per channel and min-max calibration; symmetric is the format that TensorRT takes.
 
     Its placement is its own: Q/DQ on every input and output of a convolution, so also between the convolution and its ReLU6. Where it
     quantizes ReLU6 (ONNX: Clip) as well, it gives that point the range of ReLU6's output, and little is lost (onnxruntime 1.32,
@@ -109,7 +111,7 @@ def with_onnxruntime(network: Any, operators: list[str] | None, calibration: np.
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+            extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
         )
         session = onnxruntime.session(quantized, literal=True)
         return onnxruntime.run_batches(session, _batches(test))

@@ -126,7 +126,7 @@ def test_the_history_has_a_row_per_epoch(tiny_run: Any) -> None:
 
 
 def test_the_placement_and_the_calibration_are_kept(tiny_run: Any) -> None:
-    from tfqat.calibration.calibrate import Calibration
+    from tfqat.calibration.result import Calibration
     from tfqat.placement.plan import Placement
 
     assert Placement.from_dict(read(tiny_run.directory, "placement.json")) == tiny_run.placement

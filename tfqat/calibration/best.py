@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfqat.datasets import inputs_of
+from tfqat.errors import DataError
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.models.pieces import Piece, piece
@@ -35,6 +36,9 @@ def output_errors(qmodel: Any, candidates: Mapping[str, Sequence[float]], batche
 
     Returns:
         Point id -> errors, float64 in the order of its candidates.
+
+    Raises:
+        DataError: no batches.
     """
     handles = state.handles(qmodel)
     before = {name: (handle.amax.numpy(), bool(handle.enabled)) for name, handle in handles.items()}
@@ -57,6 +61,8 @@ def output_errors(qmodel: Any, candidates: Mapping[str, Sequence[float]], batche
         for name, (amax, enabled) in before.items():
             handles[name].amax.assign(amax)
             handles[name].enabled.assign(enabled)
+    if not all(errors.values()):
+        raise DataError("the calibrator best compares outputs of layers, and the data set is empty")
     return {name: _relative(errors[name], signals[name]) for name in candidates}
 
 
@@ -83,8 +89,9 @@ def _relative(errors: Sequence[np.ndarray], signals: Sequence[np.ndarray]) -> np
 def _blocks(graph: ModelGraph, tensors: Mapping[TensorRef, Any], quantizer: str) -> list[Piece]:
     """For each layer that reads the quantizer: the quantizer, that layer, and what a kernel computes behind it."""
     found = []
-    for reader, _ in graph.consumers(TensorRef(layer=quantizer)):
-        names = [quantizer, reader.name]
+    readers = dict.fromkeys(reader.name for reader, _ in graph.consumers(TensorRef(layer=quantizer)))  # one may read it twice
+    for reader in readers:
+        names = [quantizer, reader]
         while (following := _only_reader(graph, names[-1])) is not None and following.class_name in _FUSED:
             names.append(following.name)
         found.append(piece(graph, tensors, names))

@@ -13,8 +13,7 @@ Rows whose inputs are large come first. Codes stay on the grid that amax gives; 
 GPTQ computes from the Cholesky factor of H^-1, which is R^-1, without the inverse.
 
 Source: Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", on the grounds of
-Hassibi and Stork 1993, "Optimal Brain Surgeon". The form without the inverse: Chen et al. 2025, "The Geometry of LLM Quantization: GPTQ as
-Babai's Nearest Plane Algorithm".
+Hassibi and Stork 1993, "Optimal Brain Surgeon".
 """
 
 from __future__ import annotations
@@ -44,7 +43,16 @@ def second_moments(x: tf.Tensor, layer: Any) -> np.ndarray:
         float64 of shape (groups, inputs, inputs): one group, or one for each group of a grouped or depthwise convolution; the inputs
         are ordered as the rows of `rows_of`.
     """
-    # One group after the other, so that what is copied of a depthwise convolution's input stays in the processor's cache.
+    if _groups(layer, int(x.shape[-1])) == 1:
+        if _reads_one_position(layer):
+            strides = [1, 1] if type(layer).__name__ == "Dense" else layer.strides
+            rows = tf.reshape(
+                x if set(strides) == {1} else tf.strided_slice(x, [0] * x.shape.rank, tf.shape(x), [1, *strides, 1]), [-1, x.shape[-1]]
+            )
+            return np.asarray(tf.matmul(rows, rows, transpose_a=True).numpy().astype(np.float64)[None])
+        (columns,) = _columns(x, layer)
+        return np.asarray(tf.matmul(columns, columns, transpose_b=True).numpy().astype(np.float64)[None])
+    # Group by group, so that what is copied of a depthwise convolution's input stays in the processor's cache.
     return np.stack([columns @ columns.T for columns in _columns(x, layer)]).astype(np.float64)
 
 
@@ -137,12 +145,13 @@ def _groups(layer: Any, channels: int) -> int:
     return int(getattr(layer, "groups", 1))
 
 
+def _reads_one_position(layer: Any) -> bool:
+    return type(layer).__name__ == "Dense" or set(layer.kernel_size) == {1}
+
+
 def _columns(x: tf.Tensor, layer: Any) -> Iterator[np.ndarray]:
     """For each group (inputs, positions): what one output position reads, for each position of the batch."""
     channels = int(x.shape[-1])
-    if type(layer).__name__ == "Dense":
-        yield x.numpy().reshape(-1, channels).T
-        return
     sizes, strides, rates = (_two(value) for value in (layer.kernel_size, layer.strides, layer.dilation_rate))
     spans = [(size - 1) * rate + 1 for size, rate in zip(sizes, rates, strict=True)]
     image = x if x.shape.rank == 4 else x[:, None]

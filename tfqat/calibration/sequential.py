@@ -26,7 +26,8 @@ import tf_keras
 
 from tfqat import numerics
 from tfqat.calibration.rounding import obstacle, round_compensated, rows_of, second_moments, weight_of
-from tfqat.datasets import inputs_of
+from tfqat.datasets import check_batch, inputs_of
+from tfqat.errors import DataError
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.models.pieces import Pieces, Values, cut
@@ -35,7 +36,7 @@ from tfqat.quantize import state
 from tfqat.quantize.quantizers import layer_name
 
 MEMORY = 2**30
-"""Bytes that the activations between two layers may take, of all examples together."""
+"""Bytes that the activations between two layers may take, of all examples together; at a product they are held about three times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +70,12 @@ def correct(
 
     Raises:
         NotCalibratedError: a quantizer has no range.
+        DataError: no data, or a batch of another shape than the model takes.
     """
     state.ranges(qmodel)
     walk = _Walk.of(qmodel, rounding=rounding, bias=bias)
     with _before_activation(walk.products):
-        lives = _held(walk.pieces, dataset)
+        lives = _held(qmodel, walk.pieces, dataset)
         examples = sum(int(next(iter(live.values())).shape[0]) for live in lives)
         for number in range(len(walk.pieces.chain)):
             lives = walk.advance(number, lives)
@@ -110,8 +112,11 @@ class _Walk:
     @classmethod
     def of(cls, qmodel: Any, *, rounding: bool, bias: bool) -> _Walk:
         graph = model_graph.read(qmodel)
-        products, left = _products(qmodel, graph)
+        products, left = _products(qmodel, graph, bias=bias)
         late = {layer_name(handle.point) for handle in state.handles(qmodel).values() if handle.point.kind == "activation"}
+        late |= {
+            product.layer for product in products if product.output != product.layer
+        }  # or another branch gets between it and its BatchNorm
         stops = {product.output for product in products} | {product.reads.layer for product in products}
         pieces = cut(qmodel, ends=stops, late=late)
         ends = {pieces.of(product.output): product for product in products}
@@ -139,7 +144,7 @@ class _Walk:
     def _round(self, product: _Product, inputs: Sequence[tf.Tensor]) -> None:
         reason = obstacle(product.inner)
         if reason:
-            self.left[product.layer] = f"rounded to the nearest: {reason}"
+            self.left[product.layer] = "; ".join(filter(None, [self.left.get(product.layer), f"rounded to the nearest: {reason}"]))
             return
         handle = product.handle
         moments = sum(second_moments(x, product.inner) for x in inputs)
@@ -152,7 +157,7 @@ class _Walk:
         self.rounded[product.layer] = float(np.mean(state.weight_codes(handle)[0] != before))
 
 
-def _products(qmodel: Any, graph: ModelGraph) -> tuple[list[_Product], dict[str, str]]:
+def _products(qmodel: Any, graph: ModelGraph, *, bias: bool) -> tuple[list[_Product], dict[str, str]]:
     """The products that can be corrected, and why others cannot, or not their bias."""
     layers = {layer.name: layer for layer in qmodel.layers}
     found: list[_Product] = []
@@ -165,12 +170,12 @@ def _products(qmodel: Any, graph: ModelGraph) -> tuple[list[_Product], dict[str,
         if len(calls) != 1 or type(inner).__name__ not in WEIGHTS:
             left[name] = "it is called several times" if len(calls) != 1 else f"tfqat does not know the bias of a {type(inner).__name__}"
             continue
-        output, bias = _bias(graph, layers, calls[0], inner)
-        if bias is None:
+        output, variable = _bias(graph, layers, calls[0], inner)
+        if bias and variable is None:
             left[name] = "it has no bias, and no BatchNorm with one follows"
         activation = inner.activation if output == name else tf.identity
         found.append(
-            _Product(layer=name, inner=inner, handle=handle, reads=calls[0].inputs[0], output=output, bias=bias, activation=activation)
+            _Product(layer=name, inner=inner, handle=handle, reads=calls[0].inputs[0], output=output, bias=variable, activation=activation)
         )
     return found, left
 
@@ -181,7 +186,9 @@ def _bias(graph: ModelGraph, layers: Mapping[str, Any], node: Node, inner: Any) 
     follower = readers[0][0] if len(readers) == 1 else None
     if follower is not None and follower.class_name == "BatchNormalization" and not follower.trains:
         norm = layers[follower.layer]
-        if norm.center and len(graph.calls(follower.layer)) == 1 and _is_linear(inner):
+        axes = [norm.axis] if isinstance(norm.axis, int) else list(norm.axis)
+        last = axes in ([-1], [norm.input_spec.ndim - 1])
+        if norm.center and last and len(graph.calls(follower.layer)) == 1 and _is_linear(inner):
             return follower.name, norm.beta
     return node.name, inner.bias if inner.use_bias else None
 
@@ -205,16 +212,24 @@ def _before_activation(products: Sequence[_Product]) -> Iterator[None]:
             product.inner.activation = product.activation
 
 
-def _held(pieces: Pieces, dataset: Iterable[Any]) -> list[Values]:
+def _held(qmodel: Any, pieces: Pieces, dataset: Iterable[Any]) -> list[Values]:
     """The inputs of as many batches as fit into memory, counted on the first one."""
-    batches = iter(dataset)
-    first = pieces.start(inputs_of(next(batches)))
+    batches = (_checked(qmodel, inputs_of(batch), number) for number, batch in enumerate(dataset))
+    found = next(batches, None)
+    if found is None:
+        raise DataError("correction: the data set is empty; expected at least one batch of inputs, or of (inputs, labels)")
+    first = pieces.start(found)
     live, most = first, 1
     for number in range(len(pieces.chain)):
         live = pieces.run(live, number, number + 1)
         most = max(most, sum(value.shape.num_elements() * value.dtype.size for value in live.values()))
     count = max(1, MEMORY // most)
-    return [first, *(pieces.start(inputs_of(batch)) for _, batch in zip(range(count - 1), batches, strict=False))]
+    return [first, *(pieces.start(batch) for _, batch in zip(range(count - 1), batches, strict=False))]
+
+
+def _checked(qmodel: Any, inputs: Any, number: int) -> Any:
+    check_batch(qmodel, inputs, where=f"correction: batch {number}")
+    return inputs
 
 
 def _mean_difference(wanted: Sequence[tf.Tensor], found: Sequence[tf.Tensor]) -> np.ndarray:

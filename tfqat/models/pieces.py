@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import tensorflow as tf
@@ -82,7 +82,7 @@ def cut(model: Any, starts: Iterable[Collection[str]] = (), *, ends: Collection[
         model: a flat functional tf_keras model; it is not changed, its layers and variables are shared.
         starts: sets of node names.
         ends: node names.
-        late: nodes with one input that are computed right before what reads them, not as early as they can be.
+        late: nodes that are computed right before what reads them, not as early as they can be.
     """
     graph = model_graph.read(model)
     inputs = [node for node in graph.nodes if node.class_name == "InputLayer"]
@@ -129,21 +129,40 @@ def piece(graph: ModelGraph, tensors: Mapping[TensorRef, Any], nodes: Sequence[s
 
     if not traced:
         return Piece(nodes=tuple(nodes), reads=reads, writes=writes, compute=compute)
-    signature = [[tf.TensorSpec(tensors[ref].shape, tensors[ref].dtype) for ref in reads]]
-    return Piece(nodes=tuple(nodes), reads=reads, writes=writes, compute=tf.function(compute, input_signature=signature, autograph=False))
+    return Piece(nodes=tuple(nodes), reads=reads, writes=writes, compute=_traced(compute, [tensors[ref] for ref in reads]))
+
+
+def _traced(compute: Callable[..., list[tf.Tensor]], reads: Sequence[Any]) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:
+    """The function as one trace, made at its first call.
+
+    Not by calling the tf.function: TensorFlow takes those of several pieces for one that is traced over and over, and warns (2.21).
+    """
+    function = tf.function(compute, input_signature=[[tf.TensorSpec(read.shape, read.dtype) for read in reads]], autograph=False)
+    concrete = cache(function.get_concrete_function)
+
+    def call(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return tf.nest.flatten(concrete()(list(values)))
+
+    return call
 
 
 def _ordered(graph: ModelGraph, late: Collection[str]) -> list[Node]:
     """The nodes but the inputs, in topological order, those of `late` right before the first that reads them."""
     ordered: list[Node] = []
     waiting = set(late)
-    for node in graph.nodes:
-        if node.name in waiting or node.class_name == "InputLayer":
-            continue
+
+    def place(node: Node) -> None:
         for ref in node.inputs:
             if ref.layer in waiting:
                 waiting.remove(ref.layer)
-                ordered.append(graph.node(ref.layer))
+                place(graph.node(ref.layer))
         ordered.append(node)
-    ordered += [node for node in graph.nodes if node.name in waiting]
+
+    for node in graph.nodes:
+        if node.name not in late and node.class_name != "InputLayer":
+            place(node)
+    for node in graph.nodes:  # what nothing reads
+        if node.name in waiting:
+            waiting.remove(node.name)
+            place(node)
     return ordered

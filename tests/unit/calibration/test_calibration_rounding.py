@@ -91,7 +91,9 @@ def test_an_obstacle_is_named(layer: Any, reason: str) -> None:
 def correlated(inputs: int, *, groups: int = 1, noise: float = 0.3, seed: int = 0) -> np.ndarray:
     """(groups, positions, inputs): three factors and noise, of different sizes."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(groups, 4 * inputs, 3)) @ rng.normal(size=(groups, 3, inputs)) + noise * rng.normal(size=(groups, 4 * inputs, inputs))
+    x = rng.normal(size=(groups, 4 * inputs, 3)) @ rng.normal(size=(groups, 3, inputs)) + noise * rng.normal(
+        size=(groups, 4 * inputs, inputs)
+    )
     return np.asarray(x * rng.uniform(0.5, 2.0, (groups, 1, inputs)))
 
 
@@ -201,7 +203,10 @@ def test_the_outputs_of_correlated_inputs_are_several_times_less_wrong() -> None
     moments = second_moments(tf.constant(x, tf.float32), layer)
     rounded = round_compensated(rows_of(weight, layer), scale_of(amax, spec)[None], moments, spec)
     fresh = correlated(64, noise=0.02)[0]
-    errors = [np.sum((fresh @ (weight - values)) ** 2) for values in (weight_of(rounded, weight.shape), on_grid(weight[None], amax[None], spec)[0])]
+    errors = [
+        np.sum((fresh @ (weight - values)) ** 2)
+        for values in (weight_of(rounded, weight.shape), on_grid(weight[None], amax[None], spec)[0])
+    ]
     assert errors[0] < errors[1] / 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ def calibrated(model: Any, bits: int = 4) -> Any:
     return qmodel
 
 
+@functools.cache
+def _calibrated_network() -> tuple[Any, list[np.ndarray]]:
+    qmodel = calibrated(network())
+    return qmodel, qmodel.get_weights()
+
+
+def calibrated_network() -> Any:
+    """The calibrated `network`, as it was before any test: made once, its weights set again."""
+    qmodel, weights = _calibrated_network()
+    qmodel.set_weights(weights)
+    return qmodel
+
+
 def enabled(qmodel: Any) -> bool:
     return all(bool(handle.enabled) for handle in state.handles(qmodel).values())
 
@@ -105,7 +119,7 @@ def gain_of(qmodel: Any, layer: str) -> np.ndarray | float:
 
 @pytest.mark.parametrize("rounding", [False, True])
 def test_no_product_has_a_mean_error_afterwards(rounding: bool) -> None:
-    qmodel = calibrated(network())
+    qmodel = calibrated_network()
     weights, before = kernels(qmodel), shifting(qmodel)
     found = correct(qmodel, BATCHES, rounding=rounding)
     assert (found.examples, found.left, set(found.shifts)) == (48, {}, set(SHIFTED))
@@ -120,7 +134,7 @@ def test_no_product_has_a_mean_error_afterwards(rounding: bool) -> None:
 def test_changes_what_it_is_asked_to_and_nothing_else() -> None:
     changed: dict[str, set[str]] = {}
     for asked in ("bias", "rounding"):
-        qmodel = calibrated(network())
+        qmodel = calibrated_network()
         before = {weight.name: weight.numpy() for weight in qmodel.weights}
         found = correct(qmodel, BATCHES, bias=asked == "bias", rounding=asked == "rounding")
         changed[asked] = {weight.name.split(":")[0] for weight in qmodel.weights if not np.array_equal(before[weight.name], weight.numpy())}
@@ -130,7 +144,7 @@ def test_changes_what_it_is_asked_to_and_nothing_else() -> None:
 
 
 def test_rounded_weights_are_on_their_grid_and_their_changed_codes_are_counted() -> None:
-    qmodel = calibrated(network())
+    qmodel = calibrated_network()
     handles = {handle.point.source: handle for handle in state.handles(qmodel).values() if handle.weight is not None}
     nearest = {layer: state.weight_codes(handle)[0] for layer, handle in handles.items()}
     found = correct(qmodel, BATCHES)
@@ -251,7 +265,7 @@ def interrupted() -> Iterator[np.ndarray]:
 
 
 def test_a_model_is_whole_again_when_the_data_end_in_an_error() -> None:
-    qmodel = calibrated(network())
+    qmodel = calibrated_network()
     wanted = qmodel(BATCHES[0]).numpy()
     with pytest.raises(RuntimeError, match="the disk is gone"):
         correct(qmodel, interrupted())
@@ -260,7 +274,7 @@ def test_a_model_is_whole_again_when_the_data_end_in_an_error() -> None:
 
 
 def test_a_model_is_whole_again_when_the_caller_stops_in_the_middle() -> None:
-    qmodel, calls = calibrated(network()), []
+    qmodel, calls = calibrated_network(), []
 
     def advance() -> None:
         calls.append(0)
@@ -273,7 +287,7 @@ def test_a_model_is_whole_again_when_the_caller_stops_in_the_middle() -> None:
 
 
 def test_activations_are_back_and_advance_was_called_after_each_product() -> None:
-    qmodel, calls = calibrated(network()), []
+    qmodel, calls = calibrated_network(), []
     correct(qmodel, BATCHES, rounding=False, advance=lambda: calls.append(0))
     assert len(calls) == 4
     assert qmodel.get_layer("b").layer.activation is tf_keras.activations.relu
@@ -290,7 +304,7 @@ def test_the_export_is_still_proven(tmp_path: Path) -> None:
 
 def used(memory: int, monkeypatch: pytest.MonkeyPatch) -> Correction:
     monkeypatch.setattr(sequential, "MEMORY", memory)
-    return correct(calibrated(network()), BATCHES, rounding=False)
+    return correct(calibrated_network(), BATCHES, rounding=False)
 
 
 def test_as_many_batches_are_used_as_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +315,9 @@ def test_as_many_batches_are_used_as_fit_into_memory(monkeypatch: pytest.MonkeyP
 
 
 def test_labelled_batches_are_taken() -> None:
-    one, other = calibrated(network()), calibrated(network())
-    correct(one, BATCHES)
     labelled = tf.data.Dataset.from_tensor_slices((np.concatenate(BATCHES), np.zeros(48))).batch(16)
-    correct(other, labelled)
-    assert all(np.array_equal(a, b) for a, b in zip(one.get_weights(), other.get_weights(), strict=True))
+    shifts = [correct(calibrated_network(), data, rounding=False).shifts for data in (BATCHES, labelled)]
+    assert all(np.array_equal(shifts[0][layer], shifts[1][layer]) for layer in SHIFTED)
 
 
 def test_a_model_without_ranges_is_refused() -> None:

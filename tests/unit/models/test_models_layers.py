@@ -34,4 +34,4 @@ def test_custom_objects_are_named_as_files_name_them() -> None:
     assert {name: tf_keras.saving.get_registered_name(kind) for name, kind in CUSTOM_OBJECTS.items()} == {
         name: name for name in CUSTOM_OBJECTS
     }
-    assert set(CUSTOM_OBJECTS) == {"tfqat>MatMul"}
+    assert set(CUSTOM_OBJECTS) == {"tfqat>MatMul", "tfqat>ChannelReLU"}

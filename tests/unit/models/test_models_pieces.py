@@ -239,7 +239,9 @@ def test_inputs_are_cast_to_what_the_model_takes() -> None:
     assert bits(pieces.results(pieces.run(pieces.start(given)))) == bits(model([given[0].astype(np.int32), given[1].astype(np.float32)]))
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="Pieces.start looks a batch up by the names of input layers, not by the model's own keys")
+@pytest.mark.xfail(
+    strict=True, raises=KeyError, reason="Pieces.start looks a batch up by the names of input layers, not by the model's own keys"
+)
 def test_inputs_of_a_model_that_was_built_from_a_mapping() -> None:
     """Its keys are not the names of its input layers: Keras goes by the keys."""
     first, second = tf_keras.Input((4,), name="first"), tf_keras.Input((4,), name="second")

@@ -47,7 +47,10 @@ BROKEN_BLOCKS = {
         "quantization:\n  weights:\n    num_bit: 4\n",
         ["x.yaml:14: quantization.weights.num_bit: unknown key; did you mean 'num_bits'?"],
     ),
-    "unknown key, far": ("calibration: {zzz: 4}\n", ["x.yaml:12: calibration.zzz: unknown key; expected one of batches"]),
+    "unknown key, far": (
+        "calibration: {zzz: 4}\n",
+        ["x.yaml:12: calibration.zzz: unknown key; expected one of batches, search, rounding, bias_correction, equalization"],
+    ),
     "unknown key, top level": ("quantisation: {}\n", ["x.yaml:12: quantisation: unknown key; did you mean 'quantization'?"]),
     "unknown key in a list's block": (
         "quantization:\n  overrides:\n    - match: a\n      weights: {num_bits: 8}\n    - match: b\n      weight: {num_bits: 8}\n",
@@ -134,7 +137,7 @@ BROKEN_BLOCKS = {
     ),
     "merge key": (
         "calibration: {<<: {batches: 3}}\n",
-        ["x.yaml:12: calibration.<<: unknown key; expected one of batches"],
+        ["x.yaml:12: calibration.<<: unknown key; expected one of batches, search, rounding, bias_correction, equalization"],
     ),
     "python tag": (
         "seed: !!python/object/apply:os.system [touch x]\n",

@@ -7,7 +7,17 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from tfqat.recipe.schema import FloatSchedule, LossConfig, Method, Override, QuantizationConfig, Recipe, WeightsConfig
+from tfqat.recipe.schema import (
+    CalibrationConfig,
+    FloatSchedule,
+    LossConfig,
+    Method,
+    Override,
+    QuantizationConfig,
+    Recipe,
+    SensitivityConfig,
+    WeightsConfig,
+)
 from tfqat.spec import METHODS, Calibrator
 
 MINIMAL: dict[str, Any] = {
@@ -40,7 +50,8 @@ DEFAULTS = {
         "custom_layers": [],
         "overrides": [],
     },
-    "calibration": {"batches": 16},
+    "calibration": {"batches": 16, "search": [], "rounding": None, "bias_correction": None, "equalization": None},
+    "sensitivity": None,
     "ptq_only": False,
     "qat": {
         "batch_size_divisor": 2,
@@ -149,7 +160,7 @@ def test_weights_below_8_bits_need_the_engine_off(name: str) -> None:
 
 
 def test_methods_are_those_of_the_calibrators() -> None:
-    assert get_args(Method) == METHODS
+    assert get_args(Method) == (*METHODS, "best")
     assert QuantizationConfig().activations.percentile == Calibrator().percentile
     with pytest.raises(ValidationError):
         WeightsConfig(calibrator="percentile")  # type: ignore[arg-type]
@@ -179,3 +190,46 @@ def test_every_block_is_strict() -> None:
     for block in every:
         assert block.model_config["frozen"] and block.model_config["strict"], block.__name__
         assert block.model_config["extra"] == ("allow" if block is LossConfig else "forbid"), block.__name__
+
+
+@pytest.mark.parametrize(
+    ("preset", "calibration", "compensated", "bias"),
+    [
+        ("selective", {}, True, False),
+        ("selective", {"rounding": "nearest"}, False, True),
+        ("selective", {"bias_correction": True}, True, True),
+        ("naive", {}, False, False),
+        ("hybrid", {"rounding": "compensated"}, True, False),
+    ],
+)
+def test_what_is_corrected_by_default(preset: str, calibration: dict[str, object], compensated: bool, bias: bool) -> None:
+    settings = CalibrationConfig.model_validate(calibration)
+    assert (settings.rounds_compensated(preset), settings.corrects_bias(preset)) == (compensated, bias)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"search": ["max", "median"]}, r"percentile\(P\) with P above 50"),
+        ({"search": ["percentile(40)"]}, r"percentile\(P\) with P above 50"),
+        ({"rounding": "up"}, "nearest"),
+    ],
+)
+def test_calibration_problems(block: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CalibrationConfig.model_validate(block)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"max_drop": 0.1, "budget": {"int8_share": 0.5}}, "max_drop or budget, not both"),
+        ({"budget": {}}, "exactly one of int8_share and latency_ms"),
+        ({"budget": {"int8_share": 0.5, "latency_ms": 1.0}}, "exactly one of int8_share and latency_ms"),
+        ({"max_drop": -0.1}, "greater than or equal to 0"),
+        ({"executor": "slurm"}, "local"),
+    ],
+)
+def test_sensitivity_problems(block: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SensitivityConfig.model_validate(block)
