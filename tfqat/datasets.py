@@ -154,8 +154,9 @@ def check_labelled(model: Any, batch: Any, *, where: str) -> int:
     examples = int(tf.nest.flatten(batch[0])[0].shape[0])
     for part, what in zip(batch[1:], ("labels", "sample weights"), strict=False):
         for value in tf.nest.flatten(part):
-            if value.shape.rank == 0 or value.shape[0] != examples:
-                raise DataError(f"{where} has {examples} inputs, but {what} of shape {tuple(value.shape)}; expected one for each input")
+            shape = tuple(value.shape)
+            if not shape or shape[0] != examples:
+                raise DataError(f"{where} has {examples} inputs, but {what} of shape {shape}; expected one for each input")
     return examples
 
 
@@ -167,6 +168,8 @@ def check_batch(model: Any, inputs: Any, *, where: str) -> None:
     """
     if isinstance(inputs, dict) and set(inputs) == set(model.input_names):  # Keras matches these by name, not by order
         inputs = [inputs[name] for name in model.input_names]
+    elif isinstance(inputs, dict) and isinstance(model.input, dict) and set(inputs) != set(model.input):
+        raise DataError(f"{where}: inputs {', '.join(sorted(inputs))}, but model {model.name!r} takes {', '.join(sorted(model.input))}")
     given, wanted = tf.nest.flatten(inputs), tf.nest.flatten(model.inputs)
     if len(given) != len(wanted):
         raise DataError(f"{where}: {len(given)} inputs, but model {model.name!r} takes {len(wanted)}")

@@ -196,8 +196,8 @@ def _placed(run: Run) -> tuple[Any, Calibration, Sensitivity | None]:
     if run.inputs.recipe.sensitivity is None:
         return qmodel, ranges, None
     found = sensitivity.analyse(run, qmodel)
-    if found.lines:
-        qmodel, ranges = calibration.replace_placement(run, ranges, sensitivity.replan(run, found))
+    if found.placement is not None and found.lines:
+        qmodel, ranges = calibration.replace_placement(run, ranges, found.placement)
         calibration.correct_model(run, qmodel)
     return qmodel, ranges, found
 

@@ -132,12 +132,12 @@ def test_sensitivity_with_a_goal_that_holds_anyway(project: Path, tmp_path: Path
 def test_sensitivity_as_json_names_what_to_raise(project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
     """2-bit weights that are rounded to the nearest lose much: some have to have 8 bits again."""
     settings = ["--set", "quantization.weights.num_bits=2", "--set", "compile.enabled=false", "--set", "calibration.rounding=nearest"]
-    result = tfqat_command("sensitivity", project / "tiny.yaml", *settings, "--max-drop", 0.02, "--json", "--out", tmp_path / "out")
+    result = tfqat_command("sensitivity", project / "tiny.yaml", *settings, "--max-drop", 0.1, "--json", "--out", tmp_path / "out")
     found = json.loads(result.out)
     assert result.code == 0
     assert found["metric"] == "output_error" and found["float"] == 0.0
     assert found["quantized"] > 0.1  # otherwise this shows nothing
-    assert found["search"]["chosen"] and found["search"]["value"] <= 0.02
+    assert found["search"]["chosen"] and found["search"]["value"] <= 0.1
     assert "num_bits: 8" in found["recipe"]
     placement = read(only_run(tmp_path / "out"), "placement.json")
     bits = {point["id"]: point["spec"]["num_bits"] for point in placement["points"] if point["kind"] == "weight"}

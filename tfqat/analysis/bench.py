@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfqat import numerics
 from tfqat.analysis.units import Unit, units_of
+from tfqat.calibration.weights import weight_amax
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, TensorRef
 from tfqat.models.pieces import Pieces, cut
@@ -187,6 +188,7 @@ def _weight(handle: state.Handle, original: Mapping[str, Any]) -> _Values:
     in_8_bits = None
     if spec.num_bits < MAX_BITS:
         wide = replace(spec, num_bits=MAX_BITS)
-        in_8_bits = numerics.fake_quantize(plain, numerics.weight_amax(plain, wide), wide)
+        amax = weight_amax(plain.numpy(), "mse" if handle.point.calibrator.method == "mse" else "max", wide)
+        in_8_bits = numerics.fake_quantize(plain, amax, wide)
     in_float = None if np.array_equal(plain, planned) else plain
     return _Values(variable=handle.weight, planned=planned, in_float=in_float, in_8_bits=in_8_bits, enabled=handle.enabled)

@@ -42,14 +42,15 @@ def fast_scores(
         advance: called after each batch.
     """
     function = _Function(bench, probes)
-    totals, examples = np.zeros(len(bench.units)), 0
+    bench.set({}, others="float")
+    first = np.array([_signal(output) for output in bench.outputs(inputs_of(batches[0]))])  # so much each output counts
+    totals, signals = np.zeros(len(bench.units)), np.zeros(len(first))
     for number, batch in enumerate(batches):
-        inputs = inputs_of(batch)
-        size = int(tf.nest.flatten(inputs)[0].shape[0])
-        totals += size * function(inputs, tf.constant([seed, number]))
-        examples += size
+        errors, signal = function(inputs_of(batch), tf.constant([seed, number]), tf.constant(1.0 / np.sqrt(first * len(first)), tf.float32))
+        totals, signals = totals + errors, signals + signal
         advance()
-    return {unit.name: float(total / examples) for unit, total in zip(bench.units, totals, strict=True)}
+    share = float(np.mean(signals / first))
+    return {unit.name: float(total / share) for unit, total in zip(bench.units, totals, strict=True)}
 
 
 class _Function:
@@ -59,28 +60,34 @@ class _Function:
         self._bench, self._probes = bench, probes
         graph, tensors = model_graph.read(bench.model), model_graph.tensors(bench.model)
         names = [node for unit in bench.units for node in unit.nodes]
-        self._local: dict[str, Piece] = {name: piece(graph, tensors, _with_quantizers(bench, graph, name), traced=False) for name in names}
+        ends = [_with_batch_norm(graph, name) for name in names]
+        self._local: dict[str, Piece] = {
+            name: piece(graph, tensors, [*_with_quantizers(bench, graph, name), *after], traced=False)
+            for name, after in zip(names, ends, strict=True)
+        }
         self._read = list(dict.fromkeys(ref for local in self._local.values() for ref in local.reads))
-        self._made = [TensorRef(layer=name) for name in names]
+        self._made = [TensorRef(layer=[name, *after][-1]) for name, after in zip(names, ends, strict=True)]
         wanted = [*(tensors[ref] for ref in self._read), *(tensors[ref] for ref in self._made), *bench.model.outputs]
         self._observed = tf_keras.Model(bench.model.inputs, wanted)
         self._call = tf.function(self._scores, reduce_retracing=True, autograph=False)
 
-    def __call__(self, inputs: Any, seed: tf.Tensor) -> np.ndarray:
-        """The score of every unit for a batch."""
+    def __call__(self, inputs: Any, seed: tf.Tensor, weights: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """For a batch the sum of squares of every unit, and of every output."""
         self._bench.set({}, others="float")
         live = self._bench.pieces.start(inputs)
-        return self._call([live[ref] for ref in self._bench.pieces.inputs], seed).numpy().astype(np.float64)
+        errors, signals = self._call([live[ref] for ref in self._bench.pieces.inputs], seed, weights)
+        return errors.numpy().astype(np.float64), signals.numpy().astype(np.float64)
 
-    def _scores(self, inputs: list[tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    def _scores(self, inputs: list[tf.Tensor], seed: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # One trace holds the model in float and every layer quantized: TensorFlow keeps the order of assignments and reads of a variable.
         self._bench.set({}, others="float")
         with tf.GradientTape(persistent=self._probes > 1, watch_accessed_variables=False) as tape:
-            tape.watch(inputs)
+            tape.watch([value for value in inputs if value.dtype.is_floating])
+            tape.watch([variable for variable in self._bench.model.variables if variable.dtype.is_floating])  # behind an integer input
             values = tf.nest.flatten(self._observed(inputs, training=False))
             read, made = values[: len(self._read)], values[len(self._read) : len(self._read) + len(self._made)]
             outputs = values[len(self._read) + len(self._made) :]
-            projected = [_projected(outputs, seed, probe) for probe in range(self._probes)]
+            projected = [_projected(outputs, weights, seed, probe) for probe in range(self._probes)]
         gradients = [tape.gradient(value, made) for value in projected]
         self._bench.set({}, others="planned")
         known = dict(zip(self._read, read, strict=True))
@@ -88,7 +95,8 @@ class _Function:
         for local, value in zip(self._local.values(), made, strict=True):
             deltas.append(local.compute([known[ref] for ref in local.reads])[-1] - value)
         self._bench.set({}, others="float")
-        return tf.reduce_mean(tf.stack([self._of_units(found, deltas) for found in gradients]), axis=0)
+        errors = tf.reduce_mean(tf.stack([self._of_units(found, deltas) for found in gradients]), axis=0)
+        return errors, tf.stack([tf.reduce_sum(output**2) for output in outputs])
 
     def _of_units(self, gradients: Sequence[Any], deltas: Sequence[tf.Tensor]) -> tf.Tensor:
         found = []
@@ -114,13 +122,24 @@ def _with_quantizers(bench: Bench, graph: model_graph.ModelGraph, name: str) -> 
     return list(dict.fromkeys(found))
 
 
-def _projected(outputs: Sequence[tf.Tensor], seed: tf.Tensor, probe: int) -> tf.Tensor:
-    """The sum over the outputs of v . output / sqrt(outputs * sum output^2)."""
+def _with_batch_norm(graph: model_graph.ModelGraph, name: str) -> list[str]:
+    """The BatchNorm that alone reads a node, whose beta a correction of the unit's bias may have changed."""
+    readers = graph.consumers(TensorRef(layer=name))
+    alone = len(readers) == 1 and TensorRef(layer=name) not in graph.outputs
+    return [readers[0][0].name] if alone and readers[0][0].class_name == "BatchNormalization" else []
+
+
+def _signal(output: tf.Tensor) -> float:
+    """The sum of squares; 1 for an output that is zero everywhere."""
+    return float(tf.reduce_sum(output**2)) or 1.0
+
+
+def _projected(outputs: Sequence[tf.Tensor], weights: tf.Tensor, seed: tf.Tensor, probe: int) -> tf.Tensor:
+    """The sum over the outputs of weight * v . output."""
     total = tf.constant(0.0)
     for number, output in enumerate(outputs):
-        signal = tf.stop_gradient(tf.reduce_sum(output**2))
         noise = tf.random.stateless_normal(tf.shape(output), seed + tf.constant([0, 7919 * (1 + number + 31 * probe)]))
-        total += tf.reduce_sum(noise * output) * tf.math.rsqrt(tf.maximum(signal, 1e-30) * len(outputs))
+        total += weights[number] * tf.reduce_sum(noise * output)
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from tfqat.analysis.bench import Bench, Change, Level, Levels
 from tfqat.analysis.executors import Executor
 from tfqat.analysis.meters import Meter
+from tfqat.errors import DataError
+from tfqat.spec import MAX_BITS
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Measurements:
     executor: Executor
     advance: Callable[[], None] = lambda: None
     count: int = 0
+    _known: dict[tuple[Level, ...], float] = field(default_factory=dict, repr=False)
     _references: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False)
 
     def sweep(self, changes: Sequence[Change], base: Levels, *, others: Level = "planned") -> dict[Change | None, float]:
@@ -44,11 +48,31 @@ class Measurements:
             states[change] = self.meter.add(states[change], outputs, self._references.get(number, []), targets)
             self.advance()
         self.count += len(states)
-        return {change: self.meter.value(state) for change, state in states.items()}
+        values = {change: self._checked(change, self.meter.value(state)) for change, state in states.items()}
+        for change, value in values.items():
+            self._known[self._resolved({**base, **dict([change] if change else [])}, others)] = value
+        return values
 
     def measure(self, levels: Levels, *, others: Level = "planned") -> float:
         """The measure with units at these levels."""
-        return self.sweep((), levels, others=others)[None]
+        key = self._resolved(levels, others)
+        if key not in self._known:
+            self.sweep((), levels, others=others)
+        return self._known[key]
+
+    def _resolved(self, levels: Levels, others: Level) -> tuple[Level, ...]:
+        """What identifies a state of the model: the level of every unit; `int8` is as planned where that has 8 bits."""
+        found: list[Level] = []
+        for unit in self.bench.units:
+            level = levels.get(unit.name, others)
+            found.append("planned" if level == "int8" and unit.num_bits == MAX_BITS else level)
+        return tuple(found)
+
+    def _checked(self, change: Change | None, value: float) -> float:
+        if not math.isfinite(value):
+            where = f" with unit {change[0]!r} at {change[1]}" if change else ""
+            raise DataError(f"sensitivity: {self.meter.name} is {value}{where}: look at the labels and at the outputs of the model")
+        return value
 
     def drop(self, reference: float, value: float) -> float:
         """How much worse `value` is than `reference`."""

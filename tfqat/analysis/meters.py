@@ -175,7 +175,8 @@ def make_meter(metric: Any, model: Any, *, loss: Any, metrics: Sequence[Any], ba
     if metric == OUTPUT_ERROR:
         return OutputError()
     if not isinstance(batch, tuple) or len(batch) < 2:
-        raise DataError(f"sensitivity: metric {metric!r} needs labels, and the data have inputs only; give labels, or measure output_error")
+        name = getattr(metric, "__name__", metric)
+        raise DataError(f"sensitivity: metric {name!r} needs labels, and the data have inputs only; give labels, or measure output_error")
     if callable(metric):
         return FunctionMeasure(metric)
     if metric == LOSS and loss is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from tfqat.analysis.bench import Levels
 from tfqat.analysis.units import Unit
 from tfqat.models.graph import ModelGraph
 from tfqat.models.names import given_name
-from tfqat.placement.plan import FloatLayer, Placement, QPoint
+from tfqat.placement.plan import Edge, FloatLayer, Placement, QPoint
+from tfqat.placement.select import REGEX_PREFIX
 from tfqat.spec import MAX_BITS
 
 REASON = "sensitive: "
@@ -51,25 +52,30 @@ def raised(placement: Placement, graph: ModelGraph, units: Sequence[Unit], level
     float_layers = (*(layer for layer in placement.float_layers if layer.layer not in left), *left.values())
     order = {node.name: number for number, node in enumerate(graph.nodes)}
     return Placement(
-        preset=placement.preset, points=tuple(points), float_layers=tuple(sorted(float_layers, key=lambda layer: order[layer.layer]))
+        preset=placement.preset, points=_regrouped(points), float_layers=tuple(sorted(float_layers, key=lambda layer: order[layer.layer]))
     )
 
 
-def with_reasons(planned: Placement, source: Placement) -> Placement:
-    """A placement that was planned with `recipe_lines`, with the reasons that `source` has for what is raised."""
-    layers = {layer.layer: layer.reason for layer in source.float_layers if layer.reason.startswith(REASON)}
-    points = {point.id: point.reason for point in source.points if REASON in point.reason}
-    return replace(
-        planned,
-        points=tuple(replace(point, reason=points.get(point.id, point.reason)) for point in planned.points),
-        float_layers=tuple(replace(layer, reason=layers.get(layer.layer, layer.reason)) for layer in planned.float_layers),
-    )
+def _regrouped(points: Sequence[QPoint]) -> tuple[QPoint, ...]:
+    """The points with groups of one scale called by the first that is left of them; one alone is no group."""
+    members: dict[str, list[str]] = {}
+    for point in points:
+        if point.scale_group is not None:
+            members.setdefault(point.scale_group, []).append(point.id)
+    names = {group: found[0] if len(found) > 1 else None for group, found in members.items()}
+    return tuple(replace(point, scale_group=names.get(point.scale_group) if point.scale_group else None) for point in points)
 
 
-def recipe_lines(units: Sequence[Unit], levels: Levels) -> dict[str, Any]:
+def places(placement: Placement) -> set[tuple[str, str, int, tuple[Edge, ...], int]]:
+    """What a placement quantizes, whatever its points are called: source, weight, output, edges and bits of each."""
+    return {(point.source, str(point.weight), point.output, point.edges, point.spec.num_bits) for point in placement.points}
+
+
+def recipe_lines(graph: ModelGraph, units: Sequence[Unit], levels: Levels) -> dict[str, Any]:
     """What to add to the `quantization` block of a recipe: `skip` for what is left float, `overrides` for what has 8 bits."""
-    skip = [_pattern(layer) for unit in units if levels.get(unit.name) == "float" for layer in unit.layers]
-    wide = [_pattern(layer) for unit in units if levels.get(unit.name) == "int8" for layer in _weighted(unit)]
+    classes = {node.class_name for node in graph.nodes}
+    skip = [_pattern(layer, classes) for unit in units if levels.get(unit.name) == "float" for layer in unit.layers]
+    wide = [_pattern(layer, classes) for unit in units if levels.get(unit.name) == "int8" for layer in _weighted(unit)]
     found: dict[str, Any] = {"skip": skip} if skip else {}
     if wide:
         found["overrides"] = [{"match": layer, "weights": {"num_bits": MAX_BITS}} for layer in wide]
@@ -89,6 +95,8 @@ def _weighted(unit: Unit) -> list[str]:
     return list(dict.fromkeys(weight.rpartition("/")[0] for weight in unit.weights))
 
 
-def _pattern(layer: str) -> str:
+def _pattern(layer: str, classes: Collection[str]) -> str:
     """A pattern that matches this layer alone: its name, with what a glob would read otherwise in brackets."""
+    if layer in classes:
+        return f"{REGEX_PREFIX}{re.escape(given_name(layer))}"
     return re.sub(r"([*?\[])", r"[\1]", given_name(layer))

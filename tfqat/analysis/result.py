@@ -104,6 +104,8 @@ class Sensitivity:
         }
 
 
-def loss_text(metric: str, higher_is_better: bool, drop: float) -> str:
-    """How much a unit loses, for people: `-0.43 accuracy` in points for a metric where more is better, else `+0.012 loss`."""
-    return f"{-100 * drop:+.2f} {metric}" if higher_is_better else f"{drop:+.3g} {metric.replace('_', ' ')}"
+def loss_text(metric: str, higher_is_better: bool, drop: float, reference: float) -> str:
+    """How much a unit loses, for people: `-0.43 accuracy`, in points where more is better and at most 1, else `+0.012 loss`."""
+    if not higher_is_better:
+        return f"{drop:+.3g} {metric.replace('_', ' ')}"
+    return f"{-100 * drop:+.2f} {metric}" if 0 <= reference <= 1 else f"{-drop:+.3g} {metric}"

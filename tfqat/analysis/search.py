@@ -15,6 +15,7 @@ from tfqat.errors import PlacementError
 from tfqat.spec import MAX_BITS
 
 _GRID = 2000  # steps that a budget is divided into
+_ROUNDING = 1e-7  # a drop that is the limit but for float32 is within it
 _CANDIDATES = 8  # of a greedy step, at least
 
 
@@ -126,12 +127,12 @@ def within_budget(
         if room < 0 and costs[name] < 0 and name not in free:
             free.append(name)
             room -= costs[name]
-    if room < 0:
+    if room < -1e-9 * sum(map(abs, costs.values())):
         key, value = next(iter(goal.items()))
         best = value + (room if key == "int8_share" else -room)
         raise PlacementError(f"sensitivity.budget.{key}: {value:g} cannot be met; the best that this model can is {best:.4g}")
     paid = [name for name in wanted if costs[name] > 0]
-    chosen: dict[str, Level] = {name: "float" for name in (*free, *_knapsack(paid, scores, costs, room))}
+    chosen: dict[str, Level] = {name: "float" for name in (*free, *_knapsack(paid, scores, costs, max(room, 0.0)))}
     planned, value = measurements.measure({}), measurements.measure(chosen)
     steps = (Step(levels={}, value=planned), Step(levels=chosen, value=value))
     return Search(goal=goal, limit=None, steps=steps, chosen=chosen, value=value, met=True)
@@ -155,7 +156,8 @@ class _Sets:
         return self._known[key].value
 
     def value(self, levels: Mapping[str, Level]) -> float:
-        return self._measurements.drop(self._reference, self.measured(levels)) - self._max_drop
+        beyond = self._measurements.drop(self._reference, self.measured(levels)) - self._max_drop
+        return 0.0 if abs(beyond) <= _ROUNDING * max(1.0, abs(self._reference)) else beyond
 
     def best_addition(self, levels: Mapping[str, Level], candidates: Sequence[str], level: Level) -> dict[str, Level]:
         """`levels` with the one candidate that gains most."""
@@ -185,13 +187,14 @@ def _smallest(sets: _Sets, ranked: Sequence[Unit], level: Level, base: Mapping[s
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if sets.value(prefix(middle)) <= 0 else (middle, high)
-    found = _pruned(sets, prefix(high), base)
-    return _grown(sets, names, level, base, len(found) - len(base)) or found
+    found = _pruned(sets, names, prefix(high), base)
+    added = sum(found[name] != base.get(name) for name in found)
+    return _grown(sets, names, level, base, added) or found
 
 
-def _pruned(sets: _Sets, levels: dict[str, Level], base: Mapping[str, Level]) -> dict[str, Level]:
+def _pruned(sets: _Sets, names: Sequence[str], levels: dict[str, Level], base: Mapping[str, Level]) -> dict[str, Level]:
     """The set less the units that it does not need, the least sensitive ones tried first."""
-    for name in [name for name in reversed(levels) if levels[name] != base.get(name)]:
+    for name in [name for name in reversed(names) if name in levels and levels[name] != base.get(name)]:
         without = {**{key: value for key, value in levels.items() if key != name}, **({name: base[name]} if name in base else {})}
         if sets.value(without) <= 0:
             levels = without
@@ -216,7 +219,7 @@ def _knapsack(names: Sequence[str], scores: Mapping[str, float], costs: Mapping[
     """The names with the largest sum of scores whose costs, rounded up to the grid, fit into `room`."""
     if not names or room <= 0:
         return []
-    sizes = [int(np.ceil(costs[name] / room * _GRID)) for name in names]
+    sizes = [int(np.ceil(costs[name] / room * _GRID - 1e-9)) for name in names]
     best = np.zeros((len(names) + 1, _GRID + 1))
     for row, (name, size) in enumerate(zip(names, sizes, strict=True), start=1):
         best[row] = best[row - 1]

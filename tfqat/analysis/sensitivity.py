@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
+import tf_keras
 
 from tfqat.analysis import costs, search
 from tfqat.analysis.bench import Bench, Change
@@ -20,6 +21,7 @@ from tfqat.analysis.raised import REASON, raised, recipe_lines
 from tfqat.analysis.result import Sensitivity, UnitSensitivity, loss_text
 from tfqat.datasets import check_batch, check_labelled, inputs_of
 from tfqat.errors import DataError, RecipeError
+from tfqat.placement.plan import Placement
 from tfqat.quantize.apply import placement_of
 from tfqat.recipe.problems import sentence, validate
 from tfqat.recipe.schema import BudgetConfig, SensitivityConfig
@@ -33,6 +35,7 @@ def sensitivity(
     dataset: Iterable[Any],
     *,
     like: Any = None,
+    placement: Placement | None = None,
     metric: str | Callable[[Any, Any], float] = OUTPUT_ERROR,
     loss: Any = None,
     metrics: Sequence[Any] = (),
@@ -54,6 +57,7 @@ def sensitivity(
         dataset: batches of inputs for `output_error`, of (inputs, labels) or (inputs, labels, sample weights) for other metrics.
         like: the float model that `qmodel` was made from, in its canonical form (`tfqat.load_model`), if weights or biases of `qmodel`
             were corrected or trained since; what its units are compared with. Default: the weights of `qmodel`, unquantized.
+        placement: of `qmodel`, with its reasons; the result's placement is made from it. Default: read from `qmodel`.
         metric: `output_error` (squared error over squared signal of the outputs), `loss`, the name of a Keras metric, or a function
             (outputs, labels) -> number where more is better, which gets numpy arrays of the whole data.
         loss: the Keras loss, for the metric `loss`.
@@ -81,12 +85,14 @@ def sensitivity(
     bench = Bench(qmodel, like)
     with executor_for(config.executor, config.workers, bench, data) as runner:
         measurements = Measurements(bench=bench, batches=data, meter=meter, advance=advance, executor=runner)
-        return _Analysis(qmodel=qmodel, config=config, measurements=measurements, started=started).run()
+        planned = placement or placement_of(qmodel)
+        return _Analysis(qmodel=qmodel, planned=planned, config=config, measurements=measurements, started=started).run()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Analysis:
     qmodel: Any
+    planned: Placement
     config: SensitivityConfig
     measurements: Measurements
     started: float
@@ -100,12 +106,12 @@ class _Analysis:
         ranked = sorted(bench.units, key=lambda unit: -scores[unit.name])
         latencies = costs.latencies(self.qmodel, bench.units) if self.config.budget and self.config.budget.latency_ms else None
         found = self._search(ranked, scores, latencies, float_value)
-        if found and found.chosen:
-            values |= self._alone([name for name in found.chosen if name not in values])
         placement = None
         if found:
-            reasons = self._reasons(found, scores, values, float_value)
-            placement = raised(placement_of(self.qmodel), bench.graph, bench.units, found.chosen, reasons)
+            alone = values if self.config.method == "leave_one_in" else self._alone(list(found.chosen))
+            reasons = self._reasons(found, alone, float_value)
+            values = {**alone, **values}
+            placement = raised(self.planned, bench.graph, bench.units, found.chosen, reasons)
         return Sensitivity(
             method=self.config.method,
             metric=meter.name,
@@ -128,7 +134,7 @@ class _Analysis:
             ),
             search=found,
             placement=placement,
-            lines=recipe_lines(bench.units, found.chosen) if found else {},
+            lines=recipe_lines(bench.graph, bench.units, found.chosen) if found else {},
             evaluations=measurements.count,
             seconds=time.perf_counter() - self.started,
         )
@@ -162,21 +168,22 @@ class _Analysis:
         prices = costs.prices(self.config.budget, self.measurements.bench, latencies)
         return search.within_budget(self.measurements, ranked, scores, prices.of, prices.room, prices.goal)
 
-    def _reasons(
-        self, found: search.Search, scores: Mapping[str, float], values: Mapping[str, float], float_value: float
-    ) -> dict[str, str]:
+    def _reasons(self, found: search.Search, alone: Mapping[str, float], float_value: float) -> dict[str, str]:
         meter = self.measurements.meter
         reasons = {}
         for name, level in found.chosen.items():
-            drop = self.measurements.drop(float_value, values[name]) if name in values else scores[name]
+            drop = self.measurements.drop(float_value, alone[name])
             suffix = "" if level == "float" else "; 8 bits"
-            reasons[name] = f"{REASON}{loss_text(meter.name, meter.higher_is_better, drop)} alone{suffix}"
+            reasons[name] = f"{REASON}{loss_text(meter.name, meter.higher_is_better, drop, float_value)} alone{suffix}"
         return reasons
 
 
 def _config(
     metric: Any, method: str, max_drop: float | None, budget: Mapping[str, float] | None, batches: int | None, executor: str, workers: int
 ) -> SensitivityConfig:
+    if isinstance(metric, tf_keras.metrics.Metric) or not (isinstance(metric, str) or callable(metric)):
+        kind = f"a {type(metric).__name__} of Keras" if isinstance(metric, tf_keras.metrics.Metric) else repr(metric)
+        raise RecipeError([f"sensitivity.metric: expected the name of a metric, or a function (outputs, labels) -> number; got {kind}"])
     given = {
         "metric": metric if isinstance(metric, str) else OUTPUT_ERROR,
         "method": method,
@@ -195,10 +202,13 @@ def _config(
 
 def _batches(qmodel: Any, dataset: Iterable[Any], limit: int | None, *, labelled: bool) -> list[Any]:
     """The batches in memory, each of them checked."""
-    found = []
+    if limit is None and isinstance(dataset, tf.data.Dataset) and int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise DataError("sensitivity: the data set never ends; set sensitivity.batches, or remove .repeat()")
+    found: list[Any] = []
     for number, batch in enumerate(itertools.islice(dataset, limit)):
         where = f"sensitivity: batch {number}"
-        if labelled and isinstance(batch, tuple) and len(batch) > 1:
+        first = found[0] if found else batch  # without labels there the metric says what it needs
+        if labelled and isinstance(first, tuple) and len(first) > 1:
             check_labelled(qmodel, batch, where=where)
         else:
             check_batch(qmodel, inputs_of(batch), where=where)

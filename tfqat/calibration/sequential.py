@@ -134,7 +134,7 @@ class _Walk:
         if self.rounding:
             self._round(product, [live[product.reads] for live in lives])
         after = [self.pieces.run(live, number, number + 1) for live in lives]
-        shift = np.float32(0.0)
+        shift = np.zeros((), np.float32)
         if self.bias and product.bias is not None:
             shift = _mean_difference(wanted, [live[ref] for live in after])
             product.bias.assign_add(shift)

@@ -99,10 +99,11 @@ def cut(model: Any, starts: Iterable[Collection[str]] = (), *, ends: Collection[
     tensors = model_graph.tensors(model)
     references = {node.name: TensorRef(layer=node.name) for node in inputs}
     ordered = [references[name] for name in model.input_names]
+    keys = sorted(model.input) if isinstance(model.input, Mapping) else model.input_names  # what a batch calls them, in this order
     return Pieces(
         inputs=tuple(ordered),
         dtypes=tuple(tensors[ref].dtype for ref in ordered),
-        names=tuple(model.input_names),
+        names=tuple(keys),
         chain=tuple(piece(graph, tensors, nodes) for nodes in groups if nodes),
         outputs=graph.outputs,
     )

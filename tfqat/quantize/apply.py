@@ -169,8 +169,8 @@ def _check_caps(qmodel: Any, like: Any) -> None:
     for layer in qmodel.layers:
         if isinstance(layer, ChannelReLU) and not isinstance(other.get(layer.name), ChannelReLU):
             raise ModelError(
-                f"layer {layer.name!r} of the quantized model has a cap for each channel, from equalization; in the model given as `like` it "
-                "has one. Give the equalized model, or take the factors back first: strip(equalized.undo(strip(qmodel)), like=model)"
+                f"layer {layer.name!r} of the quantized model has a cap for each channel, from equalization; that of `like` has one cap. "
+                "Give the equalized model, or take the factors back first: strip(equalized.undo(strip(qmodel)), like=model)"
             )
 
 

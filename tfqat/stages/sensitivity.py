@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tfqat import files
-from tfqat.analysis.raised import with_reasons
+from tfqat.analysis.raised import places
 from tfqat.analysis.result import Sensitivity
 from tfqat.analysis.sensitivity import sensitivity
-from tfqat.placement.plan import Placement
+from tfqat.errors import PlacementError
 from tfqat.placement.planner import plan
 from tfqat.recipe.schema import Override
 from tfqat.stages.under_way import Run
@@ -23,6 +23,7 @@ def analyse(run: Run, qmodel: Any) -> Sensitivity:
             qmodel,
             run.inputs.validation,
             like=run.inputs.model,
+            placement=run.inputs.placement,
             metric=run.inputs.sensitivity_metric,
             loss=run.inputs.loss,
             metrics=run.inputs.recipe.training.metrics,
@@ -36,16 +37,24 @@ def analyse(run: Run, qmodel: Any) -> Sensitivity:
         )
     files.write_json(run.directory / "sensitivity.json", found.to_dict())
     run.say(_summary(found))
+    _compare_lines(run, found)
     return found
 
 
-def replan(run: Run, found: Sensitivity) -> Placement:
-    """The placement that the recipe gives with what the search found added to it, with the search's reasons."""
-    assert found.placement is not None  # the caller looked
+def _compare_lines(run: Run, found: Sensitivity) -> None:
+    """Warn if the recipe with the lines added gives another placement than the one that was measured and goes on."""
+    if not found.lines or found.placement is None:
+        return
     config = run.inputs.recipe.quantization
     overrides = tuple(Override.model_validate(override) for override in found.lines.get("overrides", ()))
-    raised = config.model_copy(update={"skip": (*config.skip, *found.lines.get("skip", ())), "overrides": (*config.overrides, *overrides)})
-    return with_reasons(plan(run.inputs.model, raised), found.placement)
+    update = {"skip": (*config.skip, *found.lines.get("skip", ())), "overrides": (*config.overrides, *overrides)}
+    try:
+        planned = plan(run.inputs.model, config.model_copy(update=update))
+    except PlacementError as error:
+        run.warn(f"sensitivity: the recipe does not take these lines as they are: {error}")
+        return
+    if places(planned) != places(found.placement):
+        run.warn("sensitivity: with these lines the rules place some quantizers beside the raised layers differently than was measured")
 
 
 def _summary(found: Sensitivity) -> str:

@@ -173,14 +173,6 @@ def test_a_sweep_that_is_left_half_way_does_not_disturb_the_next(bench: Bench, i
     assert bits(bench.outputs(images)) == planned
 
 
-def test_nothing_is_traced_again_by_a_switch_or_a_partial_batch(bench: Bench, images: np.ndarray) -> None:
-    changes: list[tuple[str, Level]] = [(unit.name, level) for unit in bench.units for level in ("float", "int8")]
-    for size in (24, 24, 7):
-        list(bench.sweep(images[:size], changes, {}))
-        list(bench.sweep(images[:size], changes, {}, others="float"))
-    assert [piece.compute.experimental_get_tracing_count() for piece in bench.pieces.chain] == [1] * len(bench.pieces.chain)  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_one_piece_begins_at_every_unit(case: str, benches: dict[str, Bench]) -> None:
     bench = benches[case]

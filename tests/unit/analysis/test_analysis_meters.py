@@ -206,7 +206,6 @@ def test_labels_that_do_not_fit_name_the_metric() -> None:
         make_meter("mse", one_output(), loss=None, metrics=(), batch=batches(X, VALUES)[0])
 
 
-@pytest.mark.xfail(strict=True, reason="the message prints the function's repr, with its address")
 def test_without_labels_a_function_is_called_by_its_name() -> None:
     with pytest.raises(DataError, match=r"^sensitivity: metric 'raising' needs labels"):
         make_meter(raising, one_output(), loss=None, metrics=(), batch=(X,))

@@ -12,7 +12,7 @@ from tf_keras import layers
 
 import tfqat
 from tfqat.analysis.bench import Level
-from tfqat.analysis.raised import REASON, raised, recipe_lines, recipe_text, with_reasons
+from tfqat.analysis.raised import REASON, places, raised, recipe_lines, recipe_text
 from tfqat.analysis.units import Unit, units_of
 from tfqat.models import graph as model_graph
 from tfqat.placement.plan import Placement
@@ -92,7 +92,7 @@ def planned_again(model: Any, quantization: Any, levels: dict[str, Level]) -> tu
     placement, graph, units = of(model, quantization)
     levels = {next(unit.name for unit in units if name in unit.layers): level for name, level in levels.items()}
     reasons = dict.fromkeys(levels, f"{REASON}why")
-    lines = YAML(typ="safe").load(recipe_text(recipe_lines(units, levels)))["quantization"]
+    lines = YAML(typ="safe").load(recipe_text(recipe_lines(graph, units, levels)))["quantization"]
     return raised(placement, graph, units, levels, reasons), tfqat.plan(
         model, {**(quantization if isinstance(quantization, dict) else {}), **lines}
     )
@@ -102,33 +102,23 @@ def planned_again(model: Any, quantization: Any, levels: dict[str, Level]) -> tu
 def test_the_recipe_plans_the_same_points(network: str, quantization: Any, levels: dict[str, Level], networks: SimpleNamespace) -> None:
     found, planned = planned_again(getattr(networks, network)(), quantization, levels)
     assert shown(planned) == shown(found)
-    reasoned = with_reasons(planned, found)
-    floats = [{layer.layer for layer in one.float_layers if layer.reason == f"{REASON}why"} for one in (found, reasoned)]
-    assert floats[0] == floats[1] >= {name for name, level in levels.items() if level == "float"}
+    assert places(planned) == places(found)
+    floats = {layer.layer for layer in found.float_layers if layer.reason == f"{REASON}why"}
+    assert floats >= {name for name, level in levels.items() if level == "float"}
     weights = {point.id for point in found.points if REASON in point.reason}
-    assert {point.id for point in reasoned.points if point.reason.endswith(f"; {REASON}why")} == weights
     assert weights == {f"{name}/kernel" for name, level in levels.items() if level == "int8"}
 
 
-@pytest.mark.xfail(strict=True, reason="a pooling, or a Concat, whose reader is left float is planned float too, and was measured in INT8")
 @pytest.mark.parametrize(("network", "levels"), [("residual", {"fc": "float"}), ("mobile", {"head": "float"}), ("mobile", {"fc": "float"})])
-def test_the_recipe_plans_the_same_points_where_a_rule_looks_at_the_reader(
-    network: str, levels: dict[str, Level], networks: SimpleNamespace
-) -> None:
+def test_places_tell_where_a_rule_looks_at_the_reader(network: str, levels: dict[str, Level], networks: SimpleNamespace) -> None:
+    """A pooling, or a Concat, whose reader is left float is planned float too; what was measured has it in INT8."""
     found, planned = planned_again(getattr(networks, network)(), "selective", levels)
-    assert shown(planned) == shown(found)
+    assert places(planned) != places(found)
 
 
-@pytest.mark.xfail(strict=True, reason="what is left of a scale group keeps its name, that of a point that is gone")
 def test_the_recipe_plans_the_same_scale_groups(networks: SimpleNamespace) -> None:
     found, planned = planned_again(networks.mobile(), "selective", {"concat": "float"})
     assert shown(planned) == shown(found)
-
-
-@pytest.mark.xfail(strict=True, reason="an id says who reads a tensor; `raised` keeps the old one: a_relu, where the Add alone is left")
-def test_the_recipe_plans_the_same_ids(networks: SimpleNamespace) -> None:
-    found, planned = planned_again(networks.residual(), "selective", {"b1": "float"})
-    assert {point.id for point in planned.points} == {point.id for point in found.points}
 
 
 @pytest.mark.parametrize("name", ["conv[1]", "conv*", "conv?", "a[b*c]?", "plain", "a b"])
@@ -141,25 +131,24 @@ def test_a_name_with_signs_of_a_glob_is_matched_alone(name: str) -> None:
     for other in ("conv1", "convx", "conv12", "ab", "abxcb"):
         x = layers.Conv2D(3, 1, name=other)(x)
     model = tf_keras.Model(image, x)
-    _, _, units = of(model)
-    lines = recipe_lines(units, {legal_name(name): "float"})
+    _, graph, units = of(model)
+    lines = recipe_lines(graph, units, {legal_name(name): "float"})
     assert {layer.layer for layer in tfqat.plan(model, lines).float_layers} == {legal_name(name)}
     assert given_name(legal_name(name)) == name
-    wide = tfqat.plan(model, {**W4, **recipe_lines(of(model, W4)[2], {legal_name(name): "int8"})})
+    wide = tfqat.plan(model, {**W4, **recipe_lines(graph, of(model, W4)[2], {legal_name(name): "int8"})})
     assert {point.source for point in wide.weights if point.spec.num_bits == 8} == {legal_name(name)}
 
 
-@pytest.mark.xfail(strict=True, reason="a pattern that is the name of a class selects all layers of the class")
 def test_a_layer_that_is_called_like_a_class_is_matched_alone() -> None:
     image = tf_keras.Input((6, 6, 3), name="image")
     model = tf_keras.Model(image, layers.Conv2D(2, 1, name="other")(layers.Conv2D(3, 1, name="Conv2D")(image)))
-    planned = tfqat.plan(model, recipe_lines(of(model)[2], {"Conv2D": "float"}))
+    planned = tfqat.plan(model, recipe_lines(*of(model)[1:], {"Conv2D": "float"}))
     assert [layer.layer for layer in planned.float_layers] == ["Conv2D"]
 
 
 def test_the_lines_and_their_text(networks: SimpleNamespace) -> None:
-    _, _, units = of(networks.residual(), W4)
-    lines = recipe_lines(units, {"b2": "float", "stem": "int8", "a1": "planned"})
+    _, graph, units = of(networks.residual(), W4)
+    lines = recipe_lines(graph, units, {"b2": "float", "stem": "int8", "a1": "planned"})
     assert lines == {"skip": ["b2", "b_add"], "overrides": [{"match": "stem", "weights": {"num_bits": 8}}]}
     assert YAML(typ="safe").load(recipe_text(lines)) == {"quantization": lines}
-    assert (recipe_lines(units, {}), recipe_text({})) == ({}, "")
+    assert (recipe_lines(graph, units, {}), recipe_text({})) == ({}, "")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tf_keras
 
-from tfqat.models.layers import CUSTOM_OBJECTS, ChannelReLU, MatMul
+from tfqat.models.layers import CUSTOM_OBJECTS, MatMul
 
 
 def product(transpose_b: bool) -> Any:
