@@ -171,7 +171,10 @@ def _values(
             pairs = zip(inner.weights, original[name].weights, strict=True) if name in original else ()
             for variable, other in pairs:
                 if id(variable) not in taken and not np.array_equal(variable, other):
-                    found[unit.name].append(_Values(variable=variable, planned=tf.identity(variable), in_float=tf.identity(other)))
+                    plain = tf.identity(other)
+                    in_8_bits = plain if unit.num_bits < MAX_BITS else None  # what was corrected for fewer bits is wrong for 8
+                    values = _Values(variable=variable, planned=tf.identity(variable), in_float=plain, in_8_bits=in_8_bits)
+                    found[unit.name].append(values)
     return found
 
 
