@@ -83,7 +83,7 @@ def ways(network: Any, calibration: np.ndarray) -> Iterator[tuple[str, float, An
             yield f"{text}{suffix}", seconds + time.perf_counter() - started, qmodel
             if text in ("percentile(99.999)", "mse"):
                 yield from _corrected(qmodel, ranges, batches, f"{text}{suffix}", fresh)
-    equalized = equalize(network, batches).model
+    equalized = equalize(network, batches, batches=len(batches)).model
     qmodel = tfqat.quantize_model(equalized, {"activations": {"calibrator": "mse"}})
     tfqat.calibrate(qmodel, batches, batches=len(batches))
     fresh = qmodel.get_weights()

@@ -72,7 +72,7 @@ def figures(*, quick: bool, rounds: int) -> Iterator[Figure]:
         "EfficientNet-Lite0", _reference("efficientnet_lite0/model.py:build")(), photographs[:48], 16, rounds=1, speedup=None
     )
     resnet = tf_keras.applications.ResNet50(weights=None, input_shape=(96, 96, 3), classes=100)
-    noise = np.random.default_rng(0).normal(size=(64, 96, 96, 3)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(256, 96, 96, 3)).astype(np.float32)
     yield from _ranking("ResNet50, 96 px, 56 units", resnet, noise, 16, rounds=rounds, speedup=10.0)
 
 
@@ -146,7 +146,7 @@ def _against_every_subset(images: np.ndarray) -> Iterator[Figure]:
         own = model.predict(images, batch_size=128, verbose=0).argmax(axis=1)
         qmodel = _calibrated(model, {"weights": {"num_bits": 4}}, images, 128)
         data = [(images, own)]
-        found = tfqat.sensitivity(qmodel, data, metric="accuracy", max_drop=0.03)
+        found = tfqat.sensitivity(qmodel, data, metric="accuracy", max_drop=0.01)
         bench = Bench(qmodel)
         meter = make_meter("accuracy", qmodel, loss=None, metrics=(), batch=data[0])
         measured = Measurements(bench=bench, batches=data, meter=meter, executor=InProcess(bench, data))
@@ -154,7 +154,7 @@ def _against_every_subset(images: np.ndarray) -> Iterator[Figure]:
         best = next(
             size
             for size in range(len(names) + 1)
-            if any(1.0 - measured.measure(dict.fromkeys(chosen, "int8")) <= 0.03 + 1e-9 for chosen in itertools.combinations(names, size))
+            if any(1.0 - measured.measure(dict.fromkeys(chosen, "int8")) <= 0.01 + 1e-9 for chosen in itertools.combinations(names, size))
         )
         counts.append(f"{len(found.search.chosen)}/{best}")
         worst = max(worst, len(found.search.chosen) - best)

@@ -82,6 +82,7 @@ class Settings:
             tf.config.optimizer.set_jit(self.jit)
         if self.deterministic:
             tf.config.experimental.enable_op_determinism()
+            tf.random.set_seed(0)  # without one, new layers may not draw first weights then; they are overwritten
         present = tf.config.list_physical_devices("GPU")
         if self.gpus and not present:
             raise TfqatError("a worker of sensitivity.executor has no GPU, this process has, and the results would differ")

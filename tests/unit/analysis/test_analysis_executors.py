@@ -33,18 +33,22 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 import tfqat
+from tensorflow.python.framework.config import is_op_determinism_enabled
 from tfqat.recipe.references import load_reference
 
 print("main", flush=True)
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(3)
+tf.config.experimental.enable_op_determinism()
+tf_keras.utils.set_random_seed(1)
 Doubled = load_reference("layer.py:Doubled", base=Path())
 
 
 class Threads(tf_keras.layers.Layer):  # what a worker computes says which settings it has
     def call(self, inputs):
         threading = tf.config.threading
-        return inputs + 10.0 * threading.get_intra_op_parallelism_threads() + threading.get_inter_op_parallelism_threads()
+        threads = 10.0 * threading.get_intra_op_parallelism_threads() + threading.get_inter_op_parallelism_threads()
+        return inputs + threads + (100.0 if is_op_determinism_enabled() else 0.0)
 
 
 @tf_keras.saving.register_keras_serializable("mine")
