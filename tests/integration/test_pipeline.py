@@ -78,7 +78,7 @@ def test_metrics(tiny_run: Any) -> None:
     assert metrics["size_bytes"]["float_onnx"] == (tiny_run.directory / "float.onnx").stat().st_size
     assert set(metrics["latency_ms"]) == {"onnx_float", "onnx_int8"}
     assert all(value > 0 for value in metrics["latency_ms"].values())
-    stages = {"float", "calibrate", "ptq", "qat", "export", "onnx", "latency", "verify", "compile", "report"}
+    stages = {"float", "calibrate", "correct", "ptq", "qat", "export", "onnx", "latency", "verify", "compile", "report"}
     assert set(metrics["seconds"]) == stages
 
 
