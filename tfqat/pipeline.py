@@ -96,9 +96,7 @@ def calibrate_recipe(
     with _opened(recipe, overrides, out=out, unsafe=unsafe, progress=progress, ptq_only=True) as current:
         _begin(current)
         quantized_model.evaluate_float(current)
-        calibration.equalize_model(current)
-        qmodel, ranges = calibration.calibrate_model(current)
-        calibration.correct_model(current, qmodel)
+        qmodel, ranges = _calibrated(current)
         quantized_model.measure(current, qmodel)
         return _ended(current, ranges, None)
 
@@ -188,11 +186,17 @@ def _stages(run: Run) -> RunResult:
     )
 
 
-def _placed(run: Run) -> tuple[Any, Calibration, Sensitivity | None]:
-    """The calibrated and corrected model, of the placement that sensitivity analysis leads to if the recipe asks for it."""
+def _calibrated(run: Run) -> tuple[Any, Calibration]:
+    """The calibrated and corrected model of the placement as planned."""
     calibration.equalize_model(run)
     qmodel, ranges = calibration.calibrate_model(run)
     calibration.correct_model(run, qmodel)
+    return qmodel, ranges
+
+
+def _placed(run: Run) -> tuple[Any, Calibration, Sensitivity | None]:
+    """The calibrated and corrected model, of the placement that sensitivity analysis leads to if the recipe asks for it."""
+    qmodel, ranges = _calibrated(run)
     if run.inputs.recipe.sensitivity is None:
         return qmodel, ranges, None
     found = sensitivity.analyse(run, qmodel)

@@ -110,8 +110,14 @@ def recalibrate(calibration: Calibration, points: Sequence[QPoint], calibrator: 
     if missing or bare:
         problem = f"no range of point {missing[0]!r}: it is of another placement" if missing else f"no histogram of activation {bare[0]!r}"
         raise DataError(f"the calibration has {problem}. Calibrate again from data")
-    histograms = {name: point.histogram for name, point in calibration.points.items() if point.histogram is not None}
-    return replace(calibration, points={**calibration.points, **_ranges(histograms, activations)})
+    chosen = calibrator.describe()
+    known = {point.id: (calibration.points[point.id].candidates or {}).get(chosen) for point in activations}
+    if all(amax is not None for amax in known.values()):
+        found = {name: replace(calibration.points[name], amax=np.asarray(amax, np.float32), method=chosen) for name, amax in known.items()}
+    else:
+        histograms = {name: point.histogram for name, point in calibration.points.items() if point.histogram is not None}
+        found = _ranges(histograms, activations)
+    return replace(calibration, points={**calibration.points, **found})
 
 
 def transferred(calibration: Calibration, points: Sequence[QPoint], qmodel: Any) -> Calibration:
@@ -182,10 +188,11 @@ def _sources(float_model: Any, handles: Mapping[str, state.Handle]) -> dict[str,
 def _weight_range(name: str, handle: state.Handle) -> PointCalibration:
     method = "mse" if handle.point.calibrator.method == "mse" else "max"
     values = handle.weight.numpy()
-    finite = np.isfinite(weight_amax(values, "max", handle.point.spec))
+    largest = weight_amax(values, "max", handle.point.spec)
+    finite = np.isfinite(largest)
     if not np.all(finite):
         raise DataError(f"weight {name!r} holds NaN or Inf in {int(np.sum(~finite))} of {finite.size} channels; load a sound model")
-    return PointCalibration(amax=weight_amax(values, method, handle.point.spec), method=method)
+    return PointCalibration(amax=largest if method == "max" else weight_amax(values, method, handle.point.spec), method=method)
 
 
 def _ranges(histograms: Mapping[str, Histogram], points: Sequence[QPoint]) -> dict[str, PointCalibration]:

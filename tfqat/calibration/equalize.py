@@ -26,7 +26,7 @@ from tfqat.calibration.predicted_error import PredictedError, Seen
 from tfqat.datasets import check_batch, inputs_of
 from tfqat.errors import DataError, ModelError
 from tfqat.models import graph as model_graph
-from tfqat.models.graph import Node, TensorRef
+from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.models.layers import ChannelReLU
 from tfqat.models.load import canonical
 from tfqat.placement.rules.classes import WEIGHTS
@@ -108,7 +108,8 @@ def equalize(model: Any, dataset: Iterable[Any], *, batches: int = 16, weight_bi
         DataError: fewer batches than asked for, a batch of another shape than the model takes, NaN or Inf.
     """
     model = canonical(model)
-    found = find_links(model_graph.read(model))
+    graph = model_graph.read(model)
+    found = find_links(graph)
     if not found.links:
         return Equalized(model=model_graph.clone(model), factors={}, caps={}, left=found.left)
     tensors = {tensor: link.channels for link in found.links for tensor, _ in link.readers}
@@ -118,7 +119,7 @@ def equalize(model: Any, dataset: Iterable[Any], *, batches: int = 16, weight_bi
     layers: dict[str, Any] = {}
     caps: dict[str, float] = {}
     for link in found.links:
-        exponents = _choose(model, link, seen, *levels)
+        exponents = _choose(model, graph, link, seen, *levels)
         if not exponents.any():
             continue
         scale = np.exp2(-exponents).astype(np.float32)
@@ -181,12 +182,12 @@ def _check_finite(named: Mapping[str, Any], number: int) -> None:
             raise DataError(f"equalization batch {number}: tensor {name!r} holds NaN or Inf. Look at that batch of the data")
 
 
-def _choose(model: Any, link: Link, seen: Mapping[TensorRef, Seen], weight_hi: int, activation_hi: int) -> np.ndarray:
+def _choose(model: Any, graph: ModelGraph, link: Link, seen: Mapping[TensorRef, Seen], weight_hi: int, activation_hi: int) -> np.ndarray:
     """The exponents k of the channels of a link, s = 2 ** -k; none where the error is not predicted to fall."""
     error = PredictedError(channels=link.channels)
     for tensor, node in link.readers:
         rows = _rows(model.get_layer(node.layer), node, link.channels)
-        gain = _gain(model, node, rows.shape[-1] if node.class_name not in _DEPTHWISE else link.channels * rows.shape[-1])
+        gain = _gain(model, graph, node, rows.shape[-1] if node.class_name not in _DEPTHWISE else link.channels * rows.shape[-1])
         if node.class_name in _DEPTHWISE:
             error.add_depthwise(rows, gain.reshape(link.channels, -1), seen[tensor], activation_hi)
         else:
@@ -203,9 +204,9 @@ def _rows(layer: Any, node: Node, channels: int) -> np.ndarray:
     return weight.reshape(-1, channels, weight.shape[-1]).transpose(1, 0, 2)
 
 
-def _gain(model: Any, node: Node, outputs: int) -> np.ndarray:
+def _gain(model: Any, graph: ModelGraph, node: Node, outputs: int) -> np.ndarray:
     """|gamma| / sqrt(variance + epsilon) of the BatchNorm that alone reads a product's output, else 1; shape (outputs,)."""
-    readers = model_graph.read(model).consumers(TensorRef(layer=node.name))
+    readers = graph.consumers(TensorRef(layer=node.name))
     if len(readers) != 1 or readers[0][0].class_name != "BatchNormalization":
         return np.ones(outputs)
     norm = model.get_layer(readers[0][0].layer)

@@ -114,9 +114,8 @@ class _Walk:
         graph = model_graph.read(qmodel)
         products, left = _products(qmodel, graph, bias=bias)
         late = {layer_name(handle.point) for handle in state.handles(qmodel).values() if handle.point.kind == "activation"}
-        late |= {
-            product.layer for product in products if product.output != product.layer
-        }  # or another branch gets between it and its BatchNorm
+        # A product before its BatchNorm, or another branch would get between the two.
+        late |= {product.layer for product in products if product.output != product.layer}
         stops = {product.output for product in products} | {product.reads.layer for product in products}
         pieces = cut(qmodel, ends=stops, late=late)
         ends = {pieces.of(product.output): product for product in products}
@@ -127,15 +126,17 @@ class _Walk:
         product = self.ends.get(number)
         if product is None:
             return [self.pieces.run(live, number, number + 1) for live in lives]
-        ref = TensorRef(layer=product.output)
-        product.handle.enabled.assign(False)  # before the weight is another one
-        wanted = [self.pieces.run(live, number, number + 1)[ref] for live in lives]
-        product.handle.enabled.assign(True)
+        ref, shifts = TensorRef(layer=product.output), self.bias and product.bias is not None
+        wanted: list[tf.Tensor] = []
+        if shifts:
+            product.handle.enabled.assign(False)  # before the weight is another one
+            wanted = [self.pieces.run(live, number, number + 1)[ref] for live in lives]
+            product.handle.enabled.assign(True)
         if self.rounding:
             self._round(product, [live[product.reads] for live in lives])
         after = [self.pieces.run(live, number, number + 1) for live in lives]
         shift = np.zeros((), np.float32)
-        if self.bias and product.bias is not None:
+        if shifts:
             shift = _mean_difference(wanted, [live[ref] for live in after])
             product.bias.assign_add(shift)
             self.shifts[product.layer] = shift
