@@ -7,6 +7,7 @@ that of a process of its own for each number of batches. Exit code 1 if a figure
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf_keras
+from figures import Figure, show
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 import tfqat
@@ -39,16 +40,6 @@ BATCHES, BATCH_SIZE = 16, 128
 MEMORY_OPTION = "--memory-of"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured value, its limit in words, and whether it is kept."""
-
-    name: str
-    value: str
-    limit: str
-    kept: bool
-
-
 def main() -> int:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -58,12 +49,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.memory_of:
         return print_memory_of(arguments.memory_of)
-    kept = True
-    for part in (fashion_mnist, memory) if arguments.quick else (fashion_mnist, resnet50, memory):
-        for figure in part(arguments.rounds):
-            print(f"  {'OK ' if figure.kept else 'OUT'} {figure.name:<92} {figure.value:>24}   {figure.limit}", flush=True)
-            kept &= figure.kept
-    return 0 if kept else 1
+    parts = (fashion_mnist, memory) if arguments.quick else (fashion_mnist, resnet50, memory)
+    return 0 if show(itertools.chain.from_iterable(part(arguments.rounds) for part in parts)) else 1
 
 
 def fashion_mnist(rounds: int) -> Iterator[Figure]:

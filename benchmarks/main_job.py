@@ -13,21 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from figures import Figure, show
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured value, its limit in words, and whether it is kept."""
-
-    name: str
-    value: str
-    limit: str
-    kept: bool
 
 
 def main() -> int:
@@ -35,9 +26,7 @@ def main() -> int:
     kept = True
     for recipe, four_bit in (("fashion_mnist", False), ("fashion_mnist_w4", True)):
         print(f"\n{recipe}")
-        for figure in figures(recipe, four_bit=four_bit):
-            print(f"  {'ok ' if figure.kept else 'OUT'} {figure.name:<58} {figure.value:>24}   {figure.limit}")
-            kept &= figure.kept
+        kept &= show(figures(recipe, four_bit=four_bit))
     return 0 if kept else 1
 
 

@@ -13,7 +13,6 @@ import itertools
 import os
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from figures import Figure, show
 
 import tfqat
 from tfqat.analysis.bench import Bench
@@ -34,27 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured value, its limit in words, and whether it is kept."""
-
-    name: str
-    value: str
-    limit: str
-    kept: bool
-
-
 def main() -> int:
     """Measure everything and print it line by line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="without EfficientNet-Lite0 and ResNet50")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of timed comparisons (3)")
     arguments = parser.parse_args()
-    kept = True
-    for figure in figures(quick=arguments.quick, rounds=arguments.rounds):
-        print(f"{'ok ' if figure.kept else 'OUT'} {figure.name:<66} {figure.value:>34}   {figure.limit}", flush=True)
-        kept &= figure.kept
-    return 0 if kept else 1
+    return 0 if show(figures(quick=arguments.quick, rounds=arguments.rounds)) else 1
 
 
 def figures(*, quick: bool, rounds: int) -> Iterator[Figure]:

@@ -5,37 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from tfqat_cli.main import main
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def tfqat_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`tfqat <arguments>` in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["tfqat", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
@@ -56,7 +31,7 @@ def hashes(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
 
 
-def test_calibrate_then_another_method_without_data(project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_calibrate_then_another_method_without_data(project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     import tfqat
 
     result = tfqat_command("calibrate", project / "tiny.yaml", "--out", tmp_path / "first")
@@ -94,7 +69,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_of_calibrate(name: str, project: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Result]) -> None:
+def test_bad_input_of_calibrate(name: str, project: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Any]) -> None:
     monkeypatch.chdir(project)
     arguments, message = BAD[name]
     result = tfqat_command("calibrate", *arguments)
@@ -103,7 +78,7 @@ def test_bad_input_of_calibrate(name: str, project: Path, monkeypatch: pytest.Mo
     assert not (project / "runs").exists()
 
 
-def test_sensitivity_with_a_goal_that_holds_anyway(project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_sensitivity_with_a_goal_that_holds_anyway(project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command(
         "sensitivity",
         project / "tiny.yaml",
@@ -129,7 +104,7 @@ def test_sensitivity_with_a_goal_that_holds_anyway(project: Path, tmp_path: Path
     assert "Sensitivity" in (directory / "report.html").read_text()
 
 
-def test_sensitivity_as_json_names_what_to_raise(project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_sensitivity_as_json_names_what_to_raise(project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     """2-bit weights that are rounded to the nearest lose much: some have to have 8 bits again."""
     settings = ["--set", "quantization.weights.num_bits=2", "--set", "compile.enabled=false", "--set", "calibration.rounding=nearest"]
     result = tfqat_command("sensitivity", project / "tiny.yaml", *settings, "--max-drop", 0.1, "--json", "--out", tmp_path / "out")
@@ -159,7 +134,7 @@ BAD_SENSITIVITY = {
 
 
 @pytest.mark.parametrize("name", BAD_SENSITIVITY)
-def test_bad_input_of_sensitivity(name: str, project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_bad_input_of_sensitivity(name: str, project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     arguments, message = BAD_SENSITIVITY[name]
     result = tfqat_command("sensitivity", project / "tiny.yaml", *arguments, "--out", tmp_path / "out")
     assert result.code == 2
@@ -167,7 +142,7 @@ def test_bad_input_of_sensitivity(name: str, project: Path, tmp_path: Path, tfqa
 
 
 def test_run_searches_calibrators_and_leaves_sensitive_layers_float(
-    project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]
+    project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]
 ) -> None:
     """The whole road with every block: the graph that comes out is proven for the placement that sensitivity led to."""
     recipe = (
@@ -189,7 +164,7 @@ def test_run_searches_calibrators_and_leaves_sensitive_layers_float(
     assert read(directory, "parity.json")["passed"]
 
 
-def test_equalization_in_a_run(project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_equalization_in_a_run(project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command(
         "run", project / "tiny.yaml", "--set", "calibration.equalization=true", "--set", "ptq_only=true", "--out", tmp_path / "out"
     )

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,35 +19,11 @@ import pytest
 from onnx import numpy_helper
 from rich.console import Console
 from tfqat_cli.display import Stages, parity_table
-from tfqat_cli.main import main
 
 from tfqat.engines import tensorrt_rtx
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_rtx = pytest.mark.skipif(not tensorrt_rtx.is_available()[0], reason="needs TensorRT for RTX")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def tfqat_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`tfqat <arguments>` in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["tfqat", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 def squeezed(text: str) -> str:
@@ -74,22 +50,22 @@ def test_help_lists_the_commands_and_imports_no_tensorflow() -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "lint", "verify", "compile", "report", "doctor", "schema"])
-def test_every_command_has_help(command: str, tfqat_command: Callable[..., Result]) -> None:
+def test_every_command_has_help(command: str, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command(command, "--help")
     assert (result.code, result.err) == (0, "")
     assert f"Usage: tfqat {command}" in squeezed(result.out)
 
 
-def test_version(tfqat_command: Callable[..., Result]) -> None:
+def test_version(tfqat_command: Callable[..., Any]) -> None:
     import tfqat
 
-    assert tfqat_command("--version") == Result(0, f"tfqat {tfqat.__version__}\n", "")
+    assert tfqat_command("--version") == (0, f"tfqat {tfqat.__version__}\n", "")
 
 
 # --- run ---
 
 
-def test_run_prints_stages_tables_and_where_the_report_is(tiny_project: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_run_prints_stages_tables_and_where_the_report_is(tiny_project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command(
         "run", tiny_project / "tiny.yaml", "--out", tmp_path / "runs", "--set", "ptq_only=true", "--set", "compile.enabled=false"
     )
@@ -120,7 +96,7 @@ def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_that_is_not_proven_is_kept_and_ends_with_1(
-    unproven: None, tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Result]
+    unproven: None, tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Any]
 ) -> None:
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -145,7 +121,7 @@ def test_a_long_message_is_one_line() -> None:
 # --- plan ---
 
 
-def test_plan_prints_placement_and_schedule_and_writes_nothing(tiny_project: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_plan_prints_placement_and_schedule_and_writes_nothing(tiny_project: Path, tfqat_command: Callable[..., Any]) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_project.iterdir()}
     result = tfqat_command("plan", tiny_project / "tiny.yaml", "--set", "training.learning_rate=0.2", "--set", "qat.lr_decay_factor=0.05")
     assert result.code == 0
@@ -159,14 +135,14 @@ def test_plan_prints_placement_and_schedule_and_writes_nothing(tiny_project: Pat
     assert {path: path.stat().st_mtime_ns for path in tiny_project.iterdir()} == before
 
 
-def test_plan_with_ptq_only_has_no_schedule(tiny_project: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_plan_with_ptq_only_has_no_schedule(tiny_project: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("plan", tiny_project / "tiny.yaml", "--set", "ptq_only=true")
     assert result.code == 0
     assert "ptq_only: no fine-tuning" in result.out and "QAT schedule" not in result.out
 
 
 @pytest.mark.parametrize("recipe", ["fashion_mnist.yaml", "fashion_mnist_w4.yaml", "unet.yaml", "vit.yaml"])
-def test_plan_of_shipped_recipes(recipe: str, tfqat_command: Callable[..., Result]) -> None:
+def test_plan_of_shipped_recipes(recipe: str, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("plan", ROOT / "recipes" / recipe)
     assert result.code == 0
     assert "● " in result.out and "kernel: int" in result.out and "QAT schedule" in result.out
@@ -175,7 +151,7 @@ def test_plan_of_shipped_recipes(recipe: str, tfqat_command: Callable[..., Resul
 # --- verify ---
 
 
-def test_verify_proves_a_run(tiny_run: Any, tfqat_command: Callable[..., Result]) -> None:
+def test_verify_proves_a_run(tiny_run: Any, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("verify", tiny_run.directory, "--examples", 250)
     assert result.code == 0
     text = squeezed(result.out)
@@ -185,7 +161,7 @@ def test_verify_proves_a_run(tiny_run: Any, tfqat_command: Callable[..., Result]
     assert text.count("✓") == 14 and "✗" not in text and "failed" not in text
 
 
-def test_verify_as_json(tiny_run: Any, tfqat_command: Callable[..., Result]) -> None:
+def test_verify_as_json(tiny_run: Any, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("verify", tiny_run.directory, "--examples", 50, "--json")
     assert result.code == 0
     report = json.loads(result.out)
@@ -226,7 +202,7 @@ def test_verify_finds_what_the_run_found(run_elsewhere: tuple[Path, Path], monke
 
 
 def test_verify_looks_around_here_where_the_run_s_folders_are_gone(
-    run_elsewhere: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Result]
+    run_elsewhere: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Any]
 ) -> None:
     project, directory = run_elsewhere
     moved = project.rename(project.parent / "moved")
@@ -256,7 +232,7 @@ def tampered(tiny_run: Any, tmp_path: Path) -> Path:
     return tmp_path / "tampered.onnx"
 
 
-def test_verify_of_a_changed_graph_ends_with_1(tiny_run: Any, tampered: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_verify_of_a_changed_graph_ends_with_1(tiny_run: Any, tampered: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("verify", tiny_run.directory, "--onnx", tampered, "--examples", 100)
     assert result.code == 1
     assert re.search(r"failed: local: .* worst at 'depthwise_relu'", result.out)
@@ -283,7 +259,7 @@ def test_verify_of_a_changed_graph_as_json(tiny_run: Any, tampered: Path) -> Non
     ids=["no run", "missing graph", "no graph", "no examples"],
 )
 def test_verify_of_nothing_ends_with_2(
-    arguments: tuple[str, ...], message: str, tiny_run: Any, tmp_path: Path, tfqat_command: Callable[..., Result]
+    arguments: tuple[str, ...], message: str, tiny_run: Any, tmp_path: Path, tfqat_command: Callable[..., Any]
 ) -> None:
     result = tfqat_command("verify", *(one.format(run=tiny_run.directory, tmp=tmp_path) for one in arguments))
     assert result.code == 2
@@ -294,7 +270,7 @@ def test_verify_of_nothing_ends_with_2(
 
 
 @needs_rtx
-def test_compile_prints_the_precision_of_every_layer(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_compile_prints_the_precision_of_every_layer(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("compile", tiny_onnx, "--out", tmp_path / "net.plan", "--target", "SM86")
     assert result.code == 0
     text = squeezed(result.out)
@@ -305,7 +281,7 @@ def test_compile_prints_the_precision_of_every_layer(tiny_onnx: Path, tmp_path: 
 
 
 @needs_rtx
-def test_compile_as_json(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_compile_as_json(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("compile", tiny_onnx, "-o", tmp_path / "net.plan", "--target", "SM89", "--batch", 1, 2, 4, "--json")
     assert result.code == 0
     report = json.loads(result.out)
@@ -325,7 +301,7 @@ def test_compile_as_json(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callabl
     ids=["missing", "no graph", "unknown backend", "batch out of order"],
 )
 def test_compile_of_nothing_ends_with_2_and_writes_nothing(
-    arguments: tuple[str, ...], message: str, tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Result]
+    arguments: tuple[str, ...], message: str, tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Any]
 ) -> None:
     (tmp_path / "text.onnx").write_text("not a graph")
     result = tfqat_command(
@@ -339,7 +315,7 @@ def test_compile_of_nothing_ends_with_2_and_writes_nothing(
 # --- doctor, schema, report ---
 
 
-def test_doctor(tfqat_command: Callable[..., Result]) -> None:
+def test_doctor(tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("doctor")
     assert result.code == 0
     for name in ("python", "tensorflow", "tf2onnx", "onnxruntime", "backend tensorrt", "backend tensorrt_rtx", "CPU has VNNI"):
@@ -347,7 +323,7 @@ def test_doctor(tfqat_command: Callable[..., Result]) -> None:
     assert np.__version__ in result.out
 
 
-def test_schema_describes_the_shipped_recipes(tfqat_command: Callable[..., Result]) -> None:
+def test_schema_describes_the_shipped_recipes(tfqat_command: Callable[..., Any]) -> None:
     from ruamel.yaml import YAML
 
     result = tfqat_command("schema")
@@ -411,7 +387,7 @@ def misfits(value: Any, schema: dict[str, Any], root: dict[str, Any], at: str = 
     return found
 
 
-def test_report_writes_the_page_again(tiny_run: Any, tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_report_writes_the_page_again(tiny_run: Any, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     copy = shutil.copytree(tiny_run.directory, tmp_path / "run")
     page = (copy / "report.html").read_text()
     (copy / "report.html").unlink()
@@ -420,7 +396,7 @@ def test_report_writes_the_page_again(tiny_run: Any, tmp_path: Path, tfqat_comma
     assert len((copy / "report.html").read_text()) == pytest.approx(len(page), rel=0.05)
 
 
-def test_report_of_no_run_ends_with_2(tmp_path: Path, tfqat_command: Callable[..., Result]) -> None:
+def test_report_of_no_run_ends_with_2(tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("report", tmp_path)
     assert result.code == 2
     assert "metrics.json" in result.err
@@ -441,7 +417,7 @@ def test_report_of_no_run_ends_with_2(tmp_path: Path, tfqat_command: Callable[..
     ids=["unknown option", "missing argument", "unknown command", "too few values"],
 )
 def test_wrong_usage_ends_with_2(
-    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Result]
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Any]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = tfqat_command(*arguments)

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tfqat_cli.main import main
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
-def lint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def lint(tfqat_command: Callable[..., Any]) -> Callable[..., Any]:
     """`tfqat lint <arguments>` in this process."""
-    monkeypatch.setenv("COLUMNS", "240")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["tfqat", "lint", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
+    return functools.partial(tfqat_command, "lint")
 
 
 @pytest.fixture
@@ -58,14 +41,14 @@ FINDING = {
 }
 
 
-def test_a_model_of_ours_ends_with_0(lint: Callable[..., Result], tiny_onnx: Path) -> None:
+def test_a_model_of_ours_ends_with_0(lint: Callable[..., Any], tiny_onnx: Path) -> None:
     result = lint(tiny_onnx)
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines()[-1] == f"{tiny_onnx}: no findings, 2 pieces of advice"
     assert "small-product (advice)" in result.out
 
 
-def test_a_finding_ends_with_1(lint: Callable[..., Result], broken_onnx: Path) -> None:
+def test_a_finding_ends_with_1(lint: Callable[..., Any], broken_onnx: Path) -> None:
     result = lint(broken_onnx)
     assert (result.code, result.err) == (1, "")
     assert result.out.splitlines()[-1] == f"{broken_onnx}: 1 finding, 2 pieces of advice"
@@ -73,7 +56,7 @@ def test_a_finding_ends_with_1(lint: Callable[..., Result], broken_onnx: Path) -
     assert [FINDING[key] in row for key in ("layer", "rule", "message", "fix")] == [True] * 4
 
 
-def test_json(lint: Callable[..., Result], broken_onnx: Path) -> None:
+def test_json(lint: Callable[..., Any], broken_onnx: Path) -> None:
     result = lint(broken_onnx, "--format", "json")
     report = json.loads(result.out)
     assert (result.code, result.err) == (1, "")
@@ -82,7 +65,7 @@ def test_json(lint: Callable[..., Result], broken_onnx: Path) -> None:
     assert [item["severity"] for item in report["items"]] == ["advice", "finding", "advice"]
 
 
-def test_recipe(lint: Callable[..., Result], tiny_project: Path) -> None:
+def test_recipe(lint: Callable[..., Any], tiny_project: Path) -> None:
     recipe = tiny_project / "tiny.yaml"
     result = lint(recipe, "--format", "json")
     assert result.code == 0
@@ -92,7 +75,7 @@ def test_recipe(lint: Callable[..., Result], tiny_project: Path) -> None:
     ]
 
 
-def test_recipe_of_the_naive_preset(lint: Callable[..., Result], tiny_project: Path) -> None:
+def test_recipe_of_the_naive_preset(lint: Callable[..., Any], tiny_project: Path) -> None:
     recipe = tiny_project / "tiny.yaml"
     result = lint(recipe, "--set", "quantization.preset=naive")
     assert result.code == 1
@@ -109,7 +92,7 @@ def test_recipe_of_the_naive_preset(lint: Callable[..., Result], tiny_project: P
         ("bad.yaml", "version: 1\nnothing: 2\n", "nothing"),
     ],
 )
-def test_unreadable_file_ends_with_2(lint: Callable[..., Result], tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_unreadable_file_ends_with_2(lint: Callable[..., Any], tmp_path: Path, name: str, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     result = lint(tmp_path / name)

@@ -99,16 +99,6 @@ def layer_latencies(path: Path | str, layers: Iterable[str], *, batch: int = 1, 
     return _by_layer(times, owners)
 
 
-def by_unit(
-    float_ms: Mapping[str, float], int8_ms: Mapping[str, float], units: Mapping[str, Sequence[str]]
-) -> Mapping[str, tuple[float, float]]:
-    """For each unit the sums over its layers, in float and in INT8; a layer without a kernel of its own counts 0."""
-    return {
-        unit: (sum(float_ms.get(layer, 0.0) for layer in layers), sum(int8_ms.get(layer, 0.0) for layer in layers))
-        for unit, layers in units.items()
-    }
-
-
 def _profile(path: Path, optimized: Path, batch: int, runs: int) -> Mapping[str, float]:
     """The median microseconds of each node of the graph that ONNX Runtime makes, and writes to `optimized`."""
     import numpy as np
@@ -124,9 +114,9 @@ def _profile(path: Path, optimized: Path, batch: int, runs: int) -> Mapping[str,
     except Exception as error:  # ONNX Runtime's exceptions share no public base class (1.32)
         raise EngineError(f"ONNX Runtime cannot load {path}: {' '.join(str(error).split())}") from error
     try:
-        feed = runtime._noise(session, batch, np.random.default_rng(0))
+        feed = runtime.noise(session, batch, np.random.default_rng(0))
         for _ in range(WARMUP + runs):
-            runtime._run(session, feed)
+            runtime.run(session, feed)
     finally:
         events = json.loads(Path(session.end_profiling()).read_text())
     # Durations are whole microseconds; the grouped median finds fractions in how often each occurs.

@@ -72,7 +72,7 @@ def run_batches(session: Any, batches: Iterable[Any]) -> np.ndarray[Any, Any] | 
     """
     import numpy as np
 
-    results = [_run(session, batch) for batch in batches]
+    results = [run(session, batch) for batch in batches]
     if not results:
         raise EngineError("there is no batch to run: the data is empty")
     outputs = tuple(np.concatenate(parts, axis=0) for parts in zip(*results, strict=True))
@@ -89,7 +89,7 @@ def latency_ms(paths: Mapping[str, Path], *, repeats: int = 50, warmup: int = 5,
     import numpy as np
 
     sessions = {name: session(path, literal=False) for name, path in paths.items()}
-    feeds = {name: _noise(one, batch, np.random.default_rng(0)) for name, one in sessions.items()}
+    feeds = {name: noise(one, batch, np.random.default_rng(0)) for name, one in sessions.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(warmup + repeats):
         for name, one in sessions.items():
@@ -110,7 +110,8 @@ def cpu_has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
     return None if flags is None else bool({"avx512_vnni", "avx_vnni"}.intersection(flags))
 
 
-def _run(session: Any, batch: Any) -> list[Any]:
+def run(session: Any, batch: Any) -> list[Any]:
+    """The outputs for a batch: one array, or a tuple of one for each input."""
     inputs = session.get_inputs()
     values = batch if isinstance(batch, tuple) else (batch,)
     if isinstance(batch, Mapping):
@@ -130,7 +131,7 @@ def _array(value: Any, onnx_type: str) -> Any:
     return np.asarray(value, dtype=DTYPES.get(onnx_type))
 
 
-def _noise(session: Any, batch: int, rng: Any) -> dict[str, Any]:
+def noise(session: Any, batch: int, rng: Any) -> dict[str, Any]:
     """An input for each of the session's inputs; a dynamic axis other than the first is an EngineError."""
     feed = {}
     for one in session.get_inputs():

@@ -12,7 +12,7 @@ from tfqat.placement.reads import Read
 from tfqat.placement.rules import Decision, Quantize, View
 from tfqat.placement.rules.choice import obstacle_to_forcing
 from tfqat.placement.select import matches, no_match
-from tfqat.recipe.schema import Override, QuantizationConfig
+from tfqat.recipe.quantization import Override, QuantizationConfig
 
 Named = tuple[str, str]
 """A name and a class name by which a pattern may select something; one of them can be empty."""

@@ -19,7 +19,7 @@ from tfqat.placement.rules import Decision, KeepFloat, Quantize, View, Weight
 from tfqat.placement.rules.classes import TRANSPOSED
 from tfqat.placement.scale_groups import scale_groups
 from tfqat.recipe.load import quantization_config
-from tfqat.recipe.schema import QuantizationConfig
+from tfqat.recipe.quantization import QuantizationConfig
 from tfqat.spec import Calibrator, PerChannel, PerTensor, QuantSpec
 
 

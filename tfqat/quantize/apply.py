@@ -21,7 +21,7 @@ from tfqat.quantize.fed_weight import FedWeight
 from tfqat.quantize.quantizers import ActivationQuantizer
 from tfqat.quantize.scheme import insert_quantizers
 from tfqat.quantize.wrapper import QuantizeWrapper
-from tfqat.recipe.schema import QuantizationConfig
+from tfqat.recipe.quantization import QuantizationConfig
 
 
 def quantize_model(

@@ -20,7 +20,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tfqat.errors import RecipeError
 from tfqat.recipe.problems import KeyPath, sentence, shown, validate
-from tfqat.recipe.schema import QuantizationConfig, Recipe
+from tfqat.recipe.quantization import QuantizationConfig
+from tfqat.recipe.schema import Recipe
 
 _CORE = "tag:yaml.org,2002:"
 _TAGS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "value")}

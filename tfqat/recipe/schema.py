@@ -6,18 +6,13 @@ The models are strict: `epochs: "30"` and `epochs: 30.0` are wrong types, not nu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
-    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
@@ -25,45 +20,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from tfqat.spec import MAX_BITS, MIN_BITS, Calibrator
-
-Preset = Literal["naive", "hybrid", "selective"]
-Method = Literal["max", "percentile", "entropy", "mse", "best"]
-
-_T = TypeVar("_T")
-_REFERENCE = r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"
-
-
-def _is_reference(value: str) -> str:
-    if not re.match(_REFERENCE, value):
-        raise ValueError("module:function or path/file.py:function")
-    return value
-
-
-def _is_batch_profile(value: Any) -> Any:
-    numbers = list(value) if isinstance(value, list | tuple) else []
-    if len(numbers) != 3 or any(type(n) is not int or n < 1 for n in numbers) or sorted(numbers) != numbers:
-        raise ValueError("three ascending whole numbers from 1, [min, opt, max]")
-    return value
-
-
-def _is_calibrator(value: str) -> str:
-    Calibrator.parse(value)
-    return value
-
-
-# YAML has lists and the models are frozen, so a list becomes a tuple; its elements stay strict.
-Items = Annotated[tuple[_T, ...], Field(strict=False)]
-Reference = Annotated[str, AfterValidator(_is_reference), Field(json_schema_extra={"pattern": _REFERENCE})]
-BatchProfile = Annotated[tuple[int, int, int], BeforeValidator(_is_batch_profile), Field(strict=False)]
-Text = Annotated[str, Field(min_length=1)]
-CalibratorText = Annotated[str, AfterValidator(_is_calibrator)]
-
-
-class Block(BaseModel):
-    """A mapping of the recipe: frozen, strict, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from tfqat.recipe.blocks import REFERENCE, BatchProfile, Block, CalibratorText, Items, Reference, Text
+from tfqat.recipe.quantization import QuantizationConfig
 
 
 class ModelConfig(Block):
@@ -88,7 +46,7 @@ class Replacement(Block):
     @field_validator("with_")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        if value in ("hard_swish", "relu", "repvgg") or re.match(_REFERENCE, value):
+        if value in ("hard_swish", "relu", "repvgg") or re.match(REFERENCE, value):
             return value
         raise ValueError("hard_swish, relu, repvgg, or module:function or path/file.py:function")
 
@@ -156,102 +114,6 @@ class TrainingConfig(FloatSchedule):
 
     loss: LossConfig = Field(description="Loss, a Keras name or {name: ..., keyword arguments of its class}.")
     metrics: Items[Text] = Field(min_length=1, description="Keras metrics; the first one chooses the best checkpoint.")
-
-
-class WeightsConfig(Block):
-    """How weights are quantized."""
-
-    num_bits: int = Field(default=8, ge=MIN_BITS, le=MAX_BITS, description="Width of a weight's code, in bits.")
-    calibrator: Literal["max", "mse"] = Field(
-        default="max", description="How amax is chosen, per scale: the largest magnitude, or the least squared error of the weights."
-    )
-    granularity: Literal["per_channel", "per_tensor"] = Field(
-        default="per_channel", description="One scale per output channel, or one per weight tensor."
-    )
-
-
-class ActivationsConfig(Block):
-    """How activations are quantized, always per tensor."""
-
-    num_bits: Literal[8] = Field(default=8, description="Width of an activation's code, in bits.")
-    calibrator: Method = Field(
-        default="percentile",
-        description="How amax is chosen from the histogram of magnitudes; best: per point, by the error of the layers that read it.",
-    )
-    percentile: float = Field(
-        default=99.99, gt=50, le=100, description="Per cent of magnitudes that lie within amax; for `percentile` only."
-    )
-
-
-class Override(Block):
-    """Other settings for the layers that match; a key that is not given keeps the value of the `quantization` block.
-
-    Read it through `QuantizationConfig.resolve`: `weights` and `activations` hold defaults for keys that were not given.
-    """
-
-    match: Text = Field(description="Layers by name glob, `re:` regular expression, or layer class.")
-    weights: WeightsConfig | None = Field(default=None, description="Keys of `quantization.weights` to replace.")
-    activations: ActivationsConfig | None = Field(default=None, description="Keys of `quantization.activations` to replace.")
-
-    @model_validator(mode="after")
-    def _replaces_something(self) -> Override:
-        if not any(block and block.model_fields_set for block in (self.weights, self.activations)):
-            raise ValueError("at least one key of weights or activations to replace")
-        return self
-
-    @field_serializer("weights", "activations")
-    def _given_keys(self, block: Block | None) -> dict[str, Any] | None:
-        return None if block is None else block.model_dump(exclude_unset=True)
-
-
-class CustomLayer(Block):
-    """How a layer class of the user's own is quantized."""
-
-    class_name: Text = Field(description="Name of the layer class.")
-    inputs: Items[Annotated[int, Field(ge=0)]] = Field(default=(0,), description="Which inputs are read quantized, by index.")
-    weight: Text | None = Field(default=None, description="Attribute of the layer that holds its weight, e.g. kernel; null: no weight.")
-    channel_axes: Items[Annotated[int, Field(ge=0)]] = Field(
-        default=(), description="Axes of the weight that index output channels; empty: one scale for all."
-    )
-
-    @model_validator(mode="after")
-    def _axes_have_a_weight(self) -> CustomLayer:
-        if self.channel_axes and not self.weight:
-            raise ValueError("weight, the attribute that channel_axes belong to")
-        return self
-
-
-class QuantizationConfig(Block):
-    """The `quantization` block: which layers are quantized, and how."""
-
-    preset: Preset = Field(default="selective", description="Placement rules: naive, hybrid, or selective (TensorRT's rules).")
-    weights: WeightsConfig = Field(default=WeightsConfig(), description="How weights are quantized.")
-    activations: ActivationsConfig = Field(default=ActivationsConfig(), description="How activations are quantized.")
-    skip: Items[Text] = Field(default=(), description="Layers that stay float, by name glob, `re:` regular expression, or layer class.")
-    force: Items[Text] = Field(default=(), description="Layers to quantize although the rules keep them float; patterns as in `skip`.")
-    small_products: Literal["int8", "float"] = Field(
-        default="int8", description="Products with fewer than 16 input or output channels: int8, or float, which is often faster."
-    )
-    custom_layers: Items[CustomLayer] = Field(default=(), description="Layer classes of your own that are quantized.")
-    overrides: Items[Override] = Field(default=(), description="Other settings for some layers; of two that match, the later one wins.")
-
-    def resolve(self, overrides: Iterable[Override] = ()) -> tuple[WeightsConfig, ActivationsConfig]:
-        """The settings of a layer that `overrides`, in this order, match."""
-        weights, activations = self.weights, self.activations
-        for override in overrides:
-            if override.weights:
-                weights = weights.model_copy(update=override.weights.model_dump(exclude_unset=True))
-            if override.activations:
-                activations = activations.model_copy(update=override.activations.model_dump(exclude_unset=True))
-        return weights, activations
-
-    def narrow_weights(self) -> dict[tuple[str | int, ...], int]:
-        """Path within the block -> bits, for each weight width below 8 bits."""
-        paths: dict[tuple[str | int, ...], int] = {("weights", "num_bits"): self.weights.num_bits}
-        for index, override in enumerate(self.overrides):
-            if override.weights and "num_bits" in override.weights.model_fields_set:
-                paths["overrides", index, "weights", "num_bits"] = override.weights.num_bits
-        return {path: bits for path, bits in paths.items() if bits < MAX_BITS}
 
 
 class CalibrationConfig(Block):

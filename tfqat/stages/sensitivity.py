@@ -10,7 +10,7 @@ from tfqat.analysis.result import Sensitivity
 from tfqat.analysis.sensitivity import sensitivity
 from tfqat.errors import PlacementError
 from tfqat.placement.planner import plan
-from tfqat.recipe.schema import Override
+from tfqat.recipe.quantization import Override
 from tfqat.stages.under_way import Run
 
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tfqat.engines import layer_latency
-from tfqat.engines.layer_latency import UNATTRIBUTED, by_unit, layer_latencies
+from tfqat.engines.layer_latency import UNATTRIBUTED, layer_latencies
 from tfqat.engines.onnxruntime import latency_ms
 from tfqat.errors import EngineError
 
@@ -225,14 +225,6 @@ def test_what_tfqat_exports_in_float_and_int8(tmp_path: Path, tiny_float: Any, t
         assert all(times[product] > 0 for product in PRODUCTS)
         assert set(times) <= {*PRODUCTS, "add", "pool", UNATTRIBUTED}  # neither the BatchNorms nor the ReLUs behind convolutions
         assert times[UNATTRIBUTED] == 0.0
-
-
-def test_units_add_up_their_layers() -> None:
-    assert by_unit({"a": 1.0, "b": 2.0, "c": 4.0}, {"a": 0.5, "c": 8.0}, {"ab": ["a", "b"], "c": ["c"], "relu": ["relu"]}) == {
-        "ab": (3.0, 0.5),
-        "c": (4.0, 8.0),
-        "relu": (0.0, 0.0),
-    }
 
 
 @pytest.mark.parametrize("counts", [{"batch": 0}, {"runs": 0}])

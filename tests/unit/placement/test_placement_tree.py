@@ -7,7 +7,7 @@ from typing import Any
 
 from tfqat.placement.planner import plan_graph
 from tfqat.placement.tree import Branch, PlannedLayer, planned_layers, tree_of
-from tfqat.recipe.schema import QuantizationConfig
+from tfqat.recipe.quantization import QuantizationConfig
 
 Draw = Callable[..., Any]
 

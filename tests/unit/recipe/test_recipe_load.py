@@ -8,7 +8,7 @@ import pytest
 
 from tfqat.errors import RecipeError
 from tfqat.recipe.load import dump_recipe, load_recipe, quantization_config, recipe_hash
-from tfqat.recipe.schema import QuantizationConfig
+from tfqat.recipe.quantization import QuantizationConfig
 
 MINIMAL = """\
 version: 1

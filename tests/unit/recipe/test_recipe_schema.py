@@ -7,17 +7,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from tfqat.recipe.schema import (
-    CalibrationConfig,
-    FloatSchedule,
-    LossConfig,
-    Method,
-    Override,
-    QuantizationConfig,
-    Recipe,
-    SensitivityConfig,
-    WeightsConfig,
-)
+from tfqat.recipe.quantization import Method, Override, QuantizationConfig, WeightsConfig
+from tfqat.recipe.schema import CalibrationConfig, FloatSchedule, LossConfig, Recipe, SensitivityConfig
 from tfqat.spec import METHODS, Calibrator
 
 MINIMAL: dict[str, Any] = {

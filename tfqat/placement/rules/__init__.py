@@ -13,7 +13,7 @@ from tfqat.models.graph import ModelGraph
 from tfqat.placement.rules import choice, elementwise, joining, moving, products
 from tfqat.placement.rules.classes import WEIGHTS, Weight
 from tfqat.placement.rules.decision import Decision, KeepFloat, Quantize, Rule, View
-from tfqat.recipe.schema import Preset
+from tfqat.recipe.quantization import Preset
 
 SELECTIVE: tuple[Rule, ...] = (
     choice.skipped_layer,

@@ -1,0 +1,45 @@
+"""What the blocks of a recipe are made of: a strict frozen mapping, and the types of its values."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from tfqat.spec import Calibrator
+
+_T = TypeVar("_T")
+REFERENCE = r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _is_reference(value: str) -> str:
+    if not re.match(REFERENCE, value):
+        raise ValueError("module:function or path/file.py:function")
+    return value
+
+
+def _is_batch_profile(value: Any) -> Any:
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if len(numbers) != 3 or any(type(n) is not int or n < 1 for n in numbers) or sorted(numbers) != numbers:
+        raise ValueError("three ascending whole numbers from 1, [min, opt, max]")
+    return value
+
+
+def _is_calibrator(value: str) -> str:
+    Calibrator.parse(value)
+    return value
+
+
+# YAML has lists and the models are frozen, so a list becomes a tuple; its elements stay strict.
+Items = Annotated[tuple[_T, ...], Field(strict=False)]
+Reference = Annotated[str, AfterValidator(_is_reference), Field(json_schema_extra={"pattern": REFERENCE})]
+BatchProfile = Annotated[tuple[int, int, int], BeforeValidator(_is_batch_profile), Field(strict=False)]
+Text = Annotated[str, Field(min_length=1)]
+CalibratorText = Annotated[str, AfterValidator(_is_calibrator)]
+
+
+class Block(BaseModel):
+    """A mapping of the recipe: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
