@@ -165,11 +165,21 @@ def test_run_searches_calibrators_and_leaves_sensitive_layers_float(
 
 
 def test_equalization_in_a_run(project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
+    import tfqat
+
     result = tfqat_command(
         "run", project / "tiny.yaml", "--set", "calibration.equalization=true", "--set", "ptq_only=true", "--out", tmp_path / "out"
     )
     assert result.code == 0, result.out + result.err
     directory = only_run(tmp_path / "out")
-    assert (directory / "equalization.json").exists()
+    scaled = read(directory, "equalization.json")["exponents"]
+    qmodel, before = tfqat.load_model(directory / "quantized.keras"), tfqat.load_model(project / "float.keras")
+    assert scaled and any(type(layer).__name__ == "ChannelReLU" for layer in qmodel.layers)
+    scales = [
+        before.get_layer(name).gamma.numpy() / qmodel.get_layer(name).gamma.numpy()
+        for name, parts in scaled.items()
+        if parts["output"] and name.endswith("_bn")
+    ]
+    assert scales and any(np.any(scale != 1) for scale in scales)  # the run computes with the equalized model
     metrics = read(directory, "metrics.json")
     assert abs(metrics["ptq"]["accuracy"] - metrics["float"]["accuracy"]) < 0.02
