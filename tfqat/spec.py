@@ -102,7 +102,7 @@ class Calibrator:
             return cls(method="percentile", percentile=float(found[2] or 99.99))
         if found and found[1] in (*METHODS, "best") and found[2] is None:
             return cls(method=found[1])
-        raise ValueError(f"one of max, entropy, mse, best, or percentile(P) with P above 50 and at most 100; got {text!r}")
+        raise ValueError(f"{EXPECTED_CALIBRATOR}; got {text!r}")
 
     def describe(self) -> str:
         """For people: `percentile 99.99`."""
@@ -110,3 +110,4 @@ class Calibrator:
 
 
 METHODS = ("max", "percentile", "entropy", "mse")
+EXPECTED_CALIBRATOR = "one of max, entropy, mse, best, or percentile(P) with P above 50 and at most 100"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from tfqat.spec import Calibrator
+from tfqat.spec import EXPECTED_CALIBRATOR, Calibrator
 
 _T = TypeVar("_T")
 REFERENCE = r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"
@@ -27,7 +27,10 @@ def _is_batch_profile(value: Any) -> Any:
 
 
 def _is_calibrator(value: str) -> str:
-    Calibrator.parse(value)
+    try:
+        Calibrator.parse(value)
+    except ValueError as error:
+        raise ValueError(EXPECTED_CALIBRATOR) from error  # what was received is said for every type alike
     return value
 
 

@@ -47,6 +47,13 @@ BROKEN_BLOCKS = {
         "quantization:\n  weights:\n    num_bit: 4\n",
         ["x.yaml:14: quantization.weights.num_bit: unknown key; did you mean 'num_bits'?"],
     ),
+    "a calibrator to try": (
+        "calibration: {search: [median]}\n",
+        [
+            "x.yaml:12: calibration.search.0: expected one of max, entropy, mse, best, or percentile(P) with P above 50 and at most 100; "
+            "got 'median'"
+        ],
+    ),
     "unknown key, far": (
         "calibration: {zzz: 4}\n",
         ["x.yaml:12: calibration.zzz: unknown key; expected one of batches, search, rounding, bias_correction, equalization"],
