@@ -85,8 +85,9 @@ def fashion_mnist(rounds: int) -> Iterator[Figure]:
     yield ratio("Fashion-MNIST: tfqat.calibrate / forward, both with tracing", times, "calibrate", "forward, traced", most=3.0)
     yield ratio("Fashion-MNIST: counting and choosing / forward, traced before", times, "steady", "forward", most=3.0)
     yield ratio("Fashion-MNIST: quantize_static (Percentile) / tfqat.calibrate", times, "ONNX Runtime", "calibrate", least=8.0)
-    kept = tfqat.calibrate(qmodel, batches, batches=BATCHES)
-    choosing = measured({"choose": lambda: stage.recalibrate(kept, points, tfqat.Calibrator())}, rounds)["choose"]
+    kept = tfqat.calibrate(qmodel, batches, batches=BATCHES).points
+    histograms = {name: point.histogram for name, point in kept.items() if point.histogram}
+    choosing = measured({"choose": lambda: stage._ranges(histograms, points)}, rounds)["choose"]
     name = "Fashion-MNIST: ranges of 16 points by 6 calibrators, from histograms, ms"
     yield Figure(name=name, value=f"{statistics.median(choosing) * 1e3:.0f}", limit="", kept=True)
 

@@ -58,7 +58,7 @@ def figures(*, quick: bool, rounds: int) -> Iterator[Figure]:
         "EfficientNet-Lite0", _reference("efficientnet_lite0/model.py:build")(), photographs[:48], 16, rounds=1, speedup=None
     )
     resnet = tf_keras.applications.ResNet50(weights=None, input_shape=(96, 96, 3), classes=100)
-    noise = np.random.default_rng(0).normal(size=(256, 96, 96, 3)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(512, 96, 96, 3)).astype(np.float32)
     yield from _ranking("ResNet50, 96 px, 56 units", resnet, noise, 16, rounds=rounds, speedup=10.0)
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfqat.analysis.bench import Bench
+from tfqat.analysis.subject import Subject
 from tfqat.analysis.units import PASSED
 from tfqat.datasets import inputs_of
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import TensorRef
 from tfqat.models.pieces import Piece, piece
+from tfqat.quantize import state
+from tfqat.quantize.quantizers import quantizers
 
 
 def fast_scores(
-    bench: Bench, batches: Sequence[Any], *, probes: int = 1, seed: int = 0, advance: Callable[[], None] = lambda: None
+    subject: Subject, batches: Sequence[Any], *, probes: int = 1, seed: int = 0, advance: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
     """An estimate of the output error that each unit causes when it alone is quantized.
 
@@ -35,89 +37,84 @@ def fast_scores(
     Sources: Hutchinson 1990; NVIDIA Model Optimizer, `auto_quantize` with method "gradient".
 
     Args:
-        bench: the model.
+        subject: the model.
         batches: of inputs, or of (inputs, labels, ...).
         probes: random vectors v for each batch.
         seed: of the random vectors.
         advance: called after each batch.
     """
-    function = _Function(bench, probes)
-    bench.set({}, others="float")
-    first = np.array([_signal(output) for output in bench.outputs(inputs_of(batches[0]))])  # so much each output counts
-    totals, signals = np.zeros(len(bench.units)), np.zeros(len(first))
+    function = _Function(subject, probes)
+    first = np.array([_signal(output) for output in subject.float_outputs(inputs_of(batches[0]))])  # so much each output counts
+    totals, signals = np.zeros(len(subject.units)), np.zeros(len(first))
     for number, batch in enumerate(batches):
         errors, signal = function(inputs_of(batch), tf.constant([seed, number]), tf.constant(1.0 / np.sqrt(first * len(first)), tf.float32))
         totals, signals = totals + errors, signals + signal
         advance()
     share = float(np.mean(signals / first))
-    return {unit.name: float(total / share) for unit, total in zip(bench.units, totals, strict=True)}
+    return {unit.name: float(total / share) for unit, total in zip(subject.units, totals, strict=True)}
 
 
 class _Function:
     """Inputs -> the score of every unit, as one traced function."""
 
-    def __init__(self, bench: Bench, probes: int) -> None:
-        self._bench, self._probes = bench, probes
-        graph, tensors = model_graph.read(bench.model), model_graph.tensors(bench.model)
-        names = [node for unit in bench.units for node in unit.nodes]
+    def __init__(self, subject: Subject, probes: int) -> None:
+        self._subject, self._probes = subject, probes
+        graph, tensors = model_graph.read(subject.qmodel), model_graph.tensors(subject.qmodel)
+        quantizing = {layer.name for layer in subject.qmodel.layers if state.point_of(layer)}
+        names = [node for unit in subject.units for node in unit.nodes]
         ends = [_with_batch_norm(graph, name) for name in names]
         self._local: dict[str, Piece] = {
-            name: piece(graph, tensors, [*_with_quantizers(bench, graph, name), *after], traced=False)
+            name: piece(graph, tensors, [*_with_quantizers(quantizing, graph, name), *after], traced=False)
             for name, after in zip(names, ends, strict=True)
         }
         self._read = list(dict.fromkeys(ref for local in self._local.values() for ref in local.reads))
         self._made = [TensorRef(layer=[name, *after][-1]) for name, after in zip(names, ends, strict=True)]
-        wanted = [*(tensors[ref] for ref in self._read), *(tensors[ref] for ref in self._made), *bench.model.outputs]
-        self._observed = tf_keras.Model(bench.model.inputs, wanted)
+        in_float = model_graph.tensors(subject.float_model)
+        wanted = [*(in_float[ref] for ref in self._read), *(in_float[ref] for ref in self._made), *subject.float_model.outputs]
+        self._observed = tf_keras.Model(subject.float_model.inputs, wanted)
         self._call = tf.function(self._scores, reduce_retracing=True, autograph=False)
 
     def __call__(self, inputs: Any, seed: tf.Tensor, weights: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """For a batch the sum of squares of every unit, and of every output."""
-        self._bench.set({}, others="float")
-        live = self._bench.pieces.start(inputs)
-        errors, signals = self._call([live[ref] for ref in self._bench.pieces.inputs], seed, weights)
+        errors, signals = self._call(inputs, seed, weights)
         return errors.numpy().astype(np.float64), signals.numpy().astype(np.float64)
 
-    def _scores(self, inputs: list[tf.Tensor], seed: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # One trace holds the model in float and every layer quantized: TensorFlow keeps the order of assignments and reads of a variable.
-        self._bench.set({}, others="float")
-        with tf.GradientTape(persistent=self._probes > 1, watch_accessed_variables=False) as tape:
-            tape.watch([value for value in inputs if value.dtype.is_floating])
-            tape.watch([variable for variable in self._bench.model.variables if variable.dtype.is_floating])  # behind an integer input
+    def _scores(self, inputs: Any, seed: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape(persistent=self._probes > 1, watch_accessed_variables=False) as tape, quantizers(on=False):
+            tape.watch([value for value in tf.nest.flatten(inputs) if value.dtype.is_floating])
+            tape.watch([variable for variable in self._observed.variables if variable.dtype.is_floating])  # behind an integer input
             values = tf.nest.flatten(self._observed(inputs, training=False))
             read, made = values[: len(self._read)], values[len(self._read) : len(self._read) + len(self._made)]
             outputs = values[len(self._read) + len(self._made) :]
             projected = [_projected(outputs, weights, seed, probe) for probe in range(self._probes)]
         gradients = [tape.gradient(value, made) for value in projected]
-        self._bench.set({}, others="planned")
         known = dict(zip(self._read, read, strict=True))
         deltas = []
-        for local, value in zip(self._local.values(), made, strict=True):
-            deltas.append(local.compute([known[ref] for ref in local.reads])[-1] - value)
-        self._bench.set({}, others="float")
+        with quantizers(on=True):
+            for local, value in zip(self._local.values(), made, strict=True):
+                deltas.append(local.compute([known[ref] for ref in local.reads])[-1] - value)
         errors = tf.reduce_mean(tf.stack([self._of_units(found, deltas) for found in gradients]), axis=0)
         return errors, tf.stack([tf.reduce_sum(output**2) for output in outputs])
 
     def _of_units(self, gradients: Sequence[Any], deltas: Sequence[tf.Tensor]) -> tf.Tensor:
         found = []
         pairs = iter(zip(gradients, deltas, strict=True))
-        for unit in self._bench.units:
+        for unit in self._subject.units:
             changes = [_by_example(gradient, delta) for gradient, delta in (next(pairs) for _ in unit.nodes)]
             found.append(tf.reduce_sum(tf.add_n(changes) ** 2))
         return tf.stack(found)
 
 
-def _with_quantizers(bench: Bench, graph: model_graph.ModelGraph, name: str) -> list[str]:
+def _with_quantizers(quantizing: Collection[str], graph: model_graph.ModelGraph, name: str) -> list[str]:
     """A node, with the quantizers in front of it and what stands between."""
-    quantizers = {layer for names in bench.switched.values() for layer in names} - {node for unit in bench.units for node in unit.nodes}
     found = [name]
     for ref in graph.node(name).inputs:
         chain: list[str] = []
         node = graph.producer(ref)
-        while node.name not in quantizers and node.inputs and node.class_name in PASSED:
+        while node.name not in quantizing and node.inputs and node.class_name in PASSED:
             chain.append(node.name)
             node = graph.producer(node.inputs[0])
-        if node.name in quantizers:
+        if node.name in quantizing:
             found = [node.name, *chain[::-1], *found]
     return list(dict.fromkeys(found))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
@@ -16,9 +17,11 @@ from tfqat.analysis.bench import Bench, Change
 from tfqat.analysis.executors import executor_for
 from tfqat.analysis.fast import fast_scores
 from tfqat.analysis.measure import Measurements
-from tfqat.analysis.meters import OUTPUT_ERROR, make_meter
+from tfqat.analysis.meters import OUTPUT_ERROR, Meter, make_meter
 from tfqat.analysis.raised import REASON, raised, recipe_lines
 from tfqat.analysis.result import Sensitivity, UnitSensitivity, loss_text
+from tfqat.analysis.subject import Subject
+from tfqat.analysis.units import Unit
 from tfqat.datasets import check_batch, check_labelled, inputs_of
 from tfqat.errors import DataError, RecipeError
 from tfqat.placement.plan import Placement
@@ -55,15 +58,15 @@ def sensitivity(
     Args:
         qmodel: a calibrated quantized model; it is not changed.
         dataset: batches of inputs for `output_error`, of (inputs, labels) or (inputs, labels, sample weights) for other metrics.
-        like: the float model that `qmodel` was made from, in its canonical form (`tfqat.load_model`), if weights or biases of `qmodel`
-            were corrected or trained since; what its units are compared with. Default: the weights of `qmodel`, unquantized.
+        like: the float model that `qmodel` was made from, if weights or biases of `qmodel` were corrected or trained since; what its
+            units are compared with. Default: the weights of `qmodel`, unquantized.
         placement: of `qmodel`, with its reasons; the result's placement is made from it. Default: read from `qmodel`.
         metric: `output_error` (squared error over squared signal of the outputs), `loss`, the name of a Keras metric, or a function
             (outputs, labels) -> number where more is better, which gets numpy arrays of the whole data.
         loss: the Keras loss, for the metric `loss`.
         metrics: the Keras metrics that `metric` is one of, if there are several; default: that one.
-        method: `fast` estimates the output error of each unit from gradients, in a few passes; `leave_one_in` measures the metric
-            with one unit quantized at a time, `leave_one_out` with one unit float at a time.
+        method: `fast` estimates the output error of each unit from gradients, in a few passes over at most FAST_EXAMPLES examples;
+            `leave_one_in` measures the metric with one unit quantized at a time, `leave_one_out` with one unit float at a time.
         max_drop: how much worse than float the metric may be, in its own unit: 0.005 of accuracy is half a point.
         budget: `{"int8_share": 0.9}`, the least share of multiply-accumulates in INT8, or `{"latency_ms": 1.2}`, the most milliseconds
             for one example in ONNX Runtime on this machine. The least sensitive placement within it is found.
@@ -77,73 +80,81 @@ def sensitivity(
         DataError: no data, no labels, or a batch of another shape than the model takes.
         PlacementError: a budget that cannot be met; says the best that can.
         NotCalibratedError: a quantizer without a range.
+        ModelError: `like` lacks a layer of `qmodel`.
     """
     started = time.perf_counter()
     config = _config(metric, method, max_drop, budget, batches, executor, workers)
     data = _batches(qmodel, dataset, batches, labelled=metric != OUTPUT_ERROR)
     meter = make_meter(metric, qmodel, loss=loss, metrics=metrics, batch=data[0])
-    bench = Bench(qmodel, like)
+    subject = Subject(qmodel, like)
+    planned = placement or placement_of(qmodel)
+    if config.method == "fast" and config.max_drop is None and config.budget is None:
+        looked_at = _first(data, FAST_EXAMPLES) if metric == OUTPUT_ERROR else data
+        return _estimate(subject, looked_at, meter, advance, started)
+    bench = Bench(qmodel, subject.like)
     with executor_for(config.executor, config.workers, bench, data) as runner:
         measurements = Measurements(bench=bench, batches=data, meter=meter, advance=advance, executor=runner)
-        planned = placement or placement_of(qmodel)
-        return _Analysis(qmodel=qmodel, planned=planned, config=config, measurements=measurements, started=started).run()
+        return _Analysis(subject=subject, planned=planned, config=config, measurements=measurements, started=started).run()
+
+
+def _estimate(subject: Subject, batches: Sequence[Any], meter: Meter, advance: Callable[[], None], started: float) -> Sensitivity:
+    """The ranking by the fast method alone."""
+    float_value, planned = subject.measure(batches, meter, advance)
+    scores = fast_scores(subject, _first(batches, FAST_EXAMPLES), advance=advance)
+    return _result("fast", meter, batches, subject.units, scores, float_value, planned, evaluations=2, started=started)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Analysis:
-    qmodel: Any
+    subject: Subject
     planned: Placement
     config: SensitivityConfig
     measurements: Measurements
     started: float
 
     def run(self) -> Sensitivity:
-        bench, measurements = self.measurements.bench, self.measurements
-        meter = measurements.meter
+        subject, measurements = self.subject, self.measurements
         float_value = measurements.measure({}, others="float")
         quantized = measurements.measure({})
         scores, values = self._scores(float_value, quantized)
-        ranked = sorted(bench.units, key=lambda unit: -scores[unit.name])
-        latencies = costs.latencies(self.qmodel, bench.units) if self.config.budget and self.config.budget.latency_ms else None
+        ranked = sorted(subject.units, key=lambda unit: -scores[unit.name])
+        latencies = costs.latencies(subject.qmodel, subject.units) if self.config.budget and self.config.budget.latency_ms else None
         found = self._search(ranked, scores, latencies, float_value)
-        placement = None
-        if found:
-            alone = values if self.config.method == "leave_one_in" else self._alone(list(found.chosen))
-            reasons = self._reasons(found, alone, float_value)
-            values = {**alone, **values}
-            placement = raised(self.planned, bench.graph, bench.units, found.chosen, reasons)
-        return Sensitivity(
-            method=self.config.method,
-            metric=meter.name,
-            higher_is_better=meter.higher_is_better,
-            examples=sum(int(tf.nest.flatten(inputs_of(batch))[0].shape[0]) for batch in measurements.batches),
-            float_value=float_value,
-            quantized_value=quantized,
-            units=tuple(
-                UnitSensitivity(
-                    name=unit.name,
-                    layers=unit.layers,
-                    class_name=unit.class_name,
-                    num_bits=unit.num_bits,
-                    macs=unit.macs,
-                    score=scores[unit.name],
-                    value=values.get(unit.name),
-                    latency_ms=latencies.of[unit.name] if latencies else None,
-                )
-                for unit in ranked
-            ),
-            search=found,
-            placement=placement,
-            lines=recipe_lines(bench.graph, bench.units, found.chosen) if found else {},
+        result = _result(
+            self.config.method,
+            measurements.meter,
+            measurements.batches,
+            subject.units,
+            scores,
+            float_value,
+            quantized,
+            values=values,
+            latencies=latencies.of if latencies else {},
             evaluations=measurements.count,
+            started=self.started,
+        )
+        return self._with_search(result, found, values) if found else result
+
+    def _with_search(self, result: Sensitivity, found: search.Search, values: Mapping[str, float]) -> Sensitivity:
+        subject = self.subject
+        alone = values if self.config.method == "leave_one_in" else self._alone(list(found.chosen))
+        reasons = self._reasons(found, alone, result.float_value)
+        known = {**alone, **values}
+        return replace(
+            result,
+            units=tuple(replace(unit, value=known.get(unit.name)) for unit in result.units),
+            search=found,
+            placement=raised(self.planned, subject.graph, subject.units, found.chosen, reasons),
+            lines=recipe_lines(subject.graph, subject.units, found.chosen),
+            evaluations=self.measurements.count,
             seconds=time.perf_counter() - self.started,
         )
 
     def _scores(self, float_value: float, quantized: float) -> tuple[dict[str, float], dict[str, float]]:
         """The score of each unit, and the metric where it was measured for it."""
-        measurements, names = self.measurements, [unit.name for unit in self.measurements.bench.units]
+        measurements, names = self.measurements, [unit.name for unit in self.subject.units]
         if self.config.method == "fast":
-            return fast_scores(measurements.bench, _first(measurements.batches, FAST_EXAMPLES), advance=measurements.advance), {}
+            return fast_scores(self.subject, _first(measurements.batches, FAST_EXAMPLES), advance=measurements.advance), {}
         if self.config.method == "leave_one_in":
             values = self._alone(names)
             return {name: measurements.drop(float_value, value) for name, value in values.items()}, values
@@ -176,6 +187,49 @@ class _Analysis:
             suffix = "" if level == "float" else "; 8 bits"
             reasons[name] = f"{REASON}{loss_text(meter.name, meter.higher_is_better, drop, float_value)} alone{suffix}"
         return reasons
+
+
+def _result(
+    method: str,
+    meter: Meter,
+    batches: Sequence[Any],
+    units: Sequence[Unit],
+    scores: Mapping[str, float],
+    float_value: float,
+    quantized: float,
+    *,
+    evaluations: int,
+    started: float,
+    values: Mapping[str, float] = MappingProxyType({}),
+    latencies: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> Sensitivity:
+    """The result without a search: units by falling score."""
+    return Sensitivity(
+        method=method,
+        metric=meter.name,
+        higher_is_better=meter.higher_is_better,
+        examples=sum(int(tf.nest.flatten(inputs_of(batch))[0].shape[0]) for batch in batches),
+        float_value=float_value,
+        quantized_value=quantized,
+        units=tuple(
+            UnitSensitivity(
+                name=unit.name,
+                layers=unit.layers,
+                class_name=unit.class_name,
+                num_bits=unit.num_bits,
+                macs=unit.macs,
+                score=scores[unit.name],
+                value=values.get(unit.name),
+                latency_ms=latencies.get(unit.name),
+            )
+            for unit in sorted(units, key=lambda unit: -scores[unit.name])
+        ),
+        search=None,
+        placement=None,
+        lines={},
+        evaluations=evaluations,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _config(

@@ -29,7 +29,6 @@ from tfqat.models import graph as model_graph
 from tfqat.models.graph import TensorRef
 from tfqat.placement.plan import QPoint
 from tfqat.quantize import state
-from tfqat.quantize.apply import strip
 from tfqat.spec import Calibrator
 
 COMPARED = (
@@ -68,9 +67,7 @@ def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibra
     handles = state.handles(qmodel)
     best = [name for name, handle in handles.items() if handle.point.calibrator.method == "best"]
     looked_at = _Kept(_checked(qmodel, dataset, batches), BEST_EXAMPLES if best else 0)
-    # Without quantizers, not with all switched off: tracing their branches takes longer than tracing everything else.
-    float_model = strip(qmodel)
-    seen = observe(float_model, _sources(float_model, handles), looked_at)
+    seen = observe(qmodel, _sources(qmodel, handles), looked_at)
     if seen.batches < batches * seen.workers:
         workers = f" on each of {seen.workers} workers" if seen.workers > 1 else ""
         raise DataError(
@@ -178,9 +175,9 @@ def apply(qmodel: Any, calibration: Calibration) -> None:
     state.set_ranges(qmodel, {name: point.amax for name, point in calibration.points.items()})
 
 
-def _sources(float_model: Any, handles: Mapping[str, state.Handle]) -> dict[str, Any]:
-    """The symbolic tensor of each activation point in the float model, by QPoint id."""
-    tensors = model_graph.tensors(float_model)
+def _sources(qmodel: Any, handles: Mapping[str, state.Handle]) -> dict[str, Any]:
+    """The symbolic tensor that each activation point quantizes, by QPoint id."""
+    tensors = model_graph.tensors(qmodel)
     points = [handle.point for handle in handles.values() if handle.point.kind == "activation"]
     return {point.id: tensors[TensorRef(layer=point.source, index=point.output)] for point in points}
 

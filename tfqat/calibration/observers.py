@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import tf_keras
 
 from tfqat.calibration.histogram import BINS, MANTISSA_BITS, SHIFT, Histogram
 from tfqat.errors import DataError
+from tfqat.quantize.quantizers import quantizers
 
 INFINITY = 255 << 23
 """The bits of Inf; those of NaN are larger, those of finite values smaller."""
@@ -117,19 +119,13 @@ class _Counter:
         self._counts = [_own_of_each_replica([BINS_OF_ALL], tf.int64, tf.VariableAggregation.SUM) for _ in range(tensors)]
         # tf.distribute has no aggregation by maximum: read replica by replica, as a row of each.
         self._largest = _own_of_each_replica([1, tensors], tf.int32, tf.VariableAggregation.NONE)
-        # One trace for batches of any size; a signature cannot say that of values of several replicas.
-        signature = [[tf.TensorSpec(given.shape, given.dtype) for given in observer.inputs], tf.TensorSpec([], tf.int64)]
-        self._step = tf.function(
-            lambda *parts: strategy.run(self._count, args=parts),
-            input_signature=None if tf.distribute.has_strategy() else signature,
-            reduce_retracing=True,
-            autograph=False,
-        )
+        self._whole, self._some = self._traced(all_count=True), self._traced(all_count=False)
         self._row = tf.function(lambda: strategy.run(self._largest.read_value), autograph=False)
 
     def count(self, parts: Parts) -> tuple[np.ndarray, np.ndarray]:
         """Count a batch. Gives the bits of the largest |x| so far, and how many values this batch had, by tensor."""
-        largest, sizes = self._step(self._distribute([part for part, _ in parts]), self._distribute([np.int64(used) for _, used in parts]))
+        step = self._whole if all(used == int(part[0].shape[0]) for part, used in parts) else self._some
+        largest, sizes = step(self._distribute([part for part, _ in parts]), self._distribute([np.int64(used) for _, used in parts]))
         rows = self._strategy.experimental_local_results
         return np.concatenate(rows(largest)).max(axis=0), np.stack(rows(sizes)).max(axis=0)
 
@@ -148,18 +144,31 @@ class _Counter:
             lambda _: tf.nest.map_structure(tf.convert_to_tensor, next(waiting))
         )
 
-    def _count(self, part: Values, used: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _traced(self, *, all_count: bool) -> Any:
+        """The step of all replicas: one trace for batches of any size, made when it is first needed."""
+        count = functools.partial(self._count, all_count=all_count)
+        # A signature cannot say that of values of several replicas.
+        signature = [[tf.TensorSpec(given.shape, given.dtype) for given in self._observer.inputs], tf.TensorSpec([], tf.int64)]
+        return tf.function(
+            lambda *parts: self._strategy.run(count, args=parts),
+            input_signature=None if tf.distribute.has_strategy() else signature,
+            reduce_retracing=True,
+            autograph=False,
+        )
+
+    def _count(self, part: Values, used: tf.Tensor, *, all_count: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs on a replica: counts the first `used` examples of a part."""
-        rows = tf.shape(part[0], tf.int64)[0]
+        with quantizers(on=False):
+            observed = tf.nest.flatten(self._observer(part, training=False))
+        rows, unweighted = tf.shape(part[0], tf.int64)[0], tf.constant([], tf.int32)
         largest, sizes = [], []
-        for value, counts in zip(tf.nest.flatten(self._observer(part, training=False)), self._counts, strict=True):
-            # No copy: a slice that begins at 0 shares its memory.
-            flat = tf.reshape(tf.cast(value, tf.float32), [-1])
-            flat = flat[: tf.size(flat, tf.int64) * used // tf.maximum(rows, 1)]
+        for value, counts in zip(observed, self._counts, strict=True):
+            flat = tf.cast(value, tf.float32)
+            if not all_count:  # no copy: a slice that begins at 0 shares its memory
+                flat = tf.reshape(flat, [-1])[: tf.size(flat, tf.int64) * used // tf.maximum(rows, 1)]
             bits = tf.bitcast(tf.abs(flat), tf.int32)
-            indices = tf.bitwise.right_shift(bits, SHIFT)
-            found = tf.raw_ops.Bincount(arr=indices, size=BINS_OF_ALL, weights=tf.constant([], tf.int32))
-            counts.assign_add(tf.cast(found, tf.int64))
+            found = tf.raw_ops.Bincount(arr=tf.bitwise.right_shift(bits, SHIFT), size=BINS_OF_ALL, weights=unweighted)
+            counts.assign_add(tf.cast(found, tf.int64), read_value=False)
             # Bits of floats that are not negative order as the floats do, and those of NaN lie above: the largest is exact and keeps NaN.
             largest.append(tf.reduce_max(bits))
             sizes.append(tf.size(flat, tf.int64))

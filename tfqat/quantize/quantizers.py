@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
@@ -13,6 +16,22 @@ from tfqat.models.names import legal_name
 from tfqat.placement.plan import QPoint, point_from_dict, point_to_dict
 
 PACKAGE = "tfqat"
+
+_HERE = threading.local()
+
+
+@contextmanager
+def quantizers(*, on: bool) -> Iterator[None]:
+    """What this thread traces or computes within it has all quantizers on, or none, whatever their `enabled` says.
+
+    Only the branch that is taken is traced, or none: tracing the branches of many quantizers takes longer than the rest of a model.
+    """
+    before = getattr(_HERE, "on", None)
+    _HERE.on = on
+    try:
+        yield
+    finally:
+        _HERE.on = before
 
 
 @tf_keras.utils.register_keras_serializable(PACKAGE)
@@ -36,6 +55,9 @@ class TensorQuantizer(Quantizer):  # type: ignore[misc]
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **_: Any) -> Any:
         """fake_quantize(inputs) where enabled, else `inputs`; training makes no difference."""
         del training
+        on = getattr(_HERE, "on", None)
+        if on is not None:
+            return numerics.fake_quantize(inputs, weights["amax"], self.point.spec) if on else inputs
         return tf.cond(
             weights["enabled"],
             lambda: numerics.fake_quantize(inputs, weights["amax"], self.point.spec),

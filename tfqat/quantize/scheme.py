@@ -17,7 +17,7 @@ from tfqat.placement.reads import Read, by_tensor, edges_of, point_id
 from tfqat.placement.rules import Decision, Quantize
 from tfqat.placement.scale_groups import scale_groups
 from tfqat.quantize.configs import InputQuantizeConfig, WeightedQuantizeConfig, default_config
-from tfqat.quantize.quantizers import ActivationQuantizer
+from tfqat.quantize.quantizers import ActivationQuantizer, quantizers
 from tfqat.quantize.wrapper import QuantizeWrapper
 
 
@@ -99,7 +99,8 @@ def insert_quantizers(model: Any, configs: Mapping[str, InputQuantizeConfig], po
         config = configs.get(layer.name)
         return QuantizeWrapper(copy, config) if isinstance(config, WeightedQuantizeConfig) else copy
 
-    quantized = model_graph.rebuild(model, replace=wrap, on_edges=on_edges)
+    with quantizers(on=False):  # Keras asks the layers for shapes only
+        quantized = model_graph.rebuild(model, replace=wrap, on_edges=on_edges)
     copy_into_wrapped(model, quantized)
     return quantized
 
