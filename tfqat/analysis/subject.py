@@ -86,7 +86,5 @@ def _canonical(like: Any, qmodel: Any) -> Any:
     found = canonical(like)
     missing = sorted(needed - {layer.name for layer in found.layers})
     if missing:
-        raise ModelError(
-            f"the float model given as `like` has no layer {missing[0]!r}; give the one that was quantized"
-        )
+        raise ModelError(f"the float model given as `like` has no layer {missing[0]!r}; give the one that was quantized")
     return found
