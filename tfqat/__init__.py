@@ -30,7 +30,7 @@ _PUBLIC = {
     "correct": "tfqat.calibration.sequential",
     "equalize": "tfqat.calibration.equalize",
     "qat_plan": "tfqat.recipe.modifiers",
-    "qat_compile": "tfqat.training.fit",
+    "qat_compile": "tfqat.training.compile",
     "qat_callbacks": "tfqat.training.callbacks",
     "export_onnx": "tfqat.export.onnx",
     "ExportReport": "tfqat.export.onnx",

@@ -12,7 +12,8 @@ The quotient is a division: multiplying by 1 / scale moves ties, and with them c
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +22,9 @@ from tfqat.spec import QuantSpec
 
 # The smallest amax that is told from 0: with it a dead channel has a positive scale, which TensorRT demands.
 TINY = np.float32(1e-12)
+
+Gradient = Literal["clipped", "pass_through"]
+Rule = Literal["lsq", "pact"]
 
 
 def scale_from_amax(amax: Any, spec: QuantSpec) -> tf.Tensor:
@@ -57,11 +61,12 @@ def dequantize(codes: Any, scale: Any, spec: QuantSpec) -> tf.Tensor:
     return tf.cast(codes, tf.float32) * _along_axes(scale, codes, spec, tf.float32)
 
 
-def fake_quantize(x: Any, amax: Any, spec: QuantSpec) -> tf.Tensor:
-    """dequantize(quantize(x)) with a straight-through gradient that is clipped where the code is clipped.
+def fake_quantize(x: Any, amax: Any, spec: QuantSpec, *, gradient: Gradient = "clipped") -> tf.Tensor:
+    """dequantize(quantize(x)) with a straight-through gradient.
 
         forward   x_hat = clip(round_half_even(x / scale), lo, hi) * scale
-        backward  dx    = dy where lo <= round_half_even(x / scale) <= hi, else 0;  amax gets none
+        backward  dx    = dy where (lo - 1/2) * scale < x < (hi + 1/2) * scale, so where the code is not clipped, else 0
+                  amax gets none
 
     Source: Bengio et al. 2013 (straight-through estimator), Jacob et al. 2018 (clipped range).
 
@@ -69,6 +74,7 @@ def fake_quantize(x: Any, amax: Any, spec: QuantSpec) -> tf.Tensor:
         x: a float tensor; float64 is computed in float64 with the same float32 scale.
         amax: float32, shape () or one entry per index along `spec.axes`.
         spec: the grid.
+        gradient: `clipped` as above; `pass_through`: dx = dy everywhere.
 
     Returns:
         A tensor of the shape and dtype of `x`.
@@ -76,15 +82,84 @@ def fake_quantize(x: Any, amax: Any, spec: QuantSpec) -> tf.Tensor:
 
     @tf.custom_gradient
     def rounded(x: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        codes = _unclipped_codes(x, scale, spec)
-        clipped = tf.clip_by_value(codes, spec.lo, spec.hi)
+        scale = _along_axes(scale, x, spec, x.dtype)
 
-        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
-            return tf.where(tf.equal(codes, clipped), dy, tf.zeros_like(dy)), None
+        def backward(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
+            return (dy if gradient == "pass_through" else dy * tf.cast(_inside(x, scale, spec), dy.dtype)), None
 
-        return clipped * _along_axes(scale, x, spec, x.dtype), gradient
+        return _rounded(x, scale, spec.lo, spec.hi), backward
 
     return rounded(tf.convert_to_tensor(x), scale_from_amax(amax, spec))
+
+
+def fake_quantize_relu(z: Any, amax: Any, spec: QuantSpec, *, cap: float | None = None, gradient: Gradient = "clipped") -> tf.Tensor:
+    """fake_quantize(relu(z)), or of min(relu(z), cap), per tensor: the same codes, without computing the ReLU.
+
+        forward   x_hat = clip(round_half_even(z / scale), 0, min(hi, round_half_even(cap / scale))) * scale
+        backward  dz    = dy where 0 < z < min((hi + 1/2) * scale, cap), else 0;  `pass_through`: where 0 < z < cap
+
+    Division and rounding never change the order of two values, so that the limits may be applied after them.
+
+    Args:
+        z: what the ReLU reads.
+        amax: float32, shape ().
+        spec: the grid.
+        cap: of a ReLU6 6.0.
+        gradient: as for `fake_quantize`.
+    """
+
+    @tf.custom_gradient
+    def rounded(z: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        scale = tf.cast(scale, z.dtype)
+        hi = tf.constant(spec.hi, z.dtype)
+        if cap is not None:
+            hi = tf.minimum(hi, tf.round(tf.constant(cap, z.dtype) / scale))
+
+        def backward(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
+            return _relu_gradient(dy, z, _upper(scale, spec, cap, gradient)), None
+
+        return _rounded(z, scale, 0, hi), backward
+
+    return rounded(tf.convert_to_tensor(z), scale_from_amax(amax, spec))
+
+
+def learned_fake_quantize(x: Any, amax: Any, spec: QuantSpec, *, rule: Rule = "lsq") -> tf.Tensor:
+    """fake_quantize(x) whose amax is trained: a gradient to amax beside that to x.
+
+        lsq    damax = g / hi * sum of dy * (code - x / scale where lo < x / scale < hi, else lo or hi)
+               dx    = dy where lo < x / scale < hi, else 0
+               g     = 1 / sqrt(n * hi), n the values that share the scale; of an activation those of one example
+        pact   damax = sum of dy where x >= amax
+               dx    = dy where lo < x / scale < hi, else 0
+
+    lsq's sum is the derivative by scale of (clip(x / scale, lo, hi) + offset) * scale, with the rounding's offset held fixed. PACT is meant
+    for tensors without negative values, such as those behind a ReLU. An amax at or below 0 counts as TINY, and can grow again by what it
+    clips.
+
+    Sources: Esser et al. 2020 (LSQ: equation 3, and the gradient scale of section 2.2); Choi et al. 2018 (PACT: equation 3).
+
+    Args:
+        x: a float tensor; with one scale its first axis is the batch, with several it is a weight.
+        amax: float32, shape () or one entry per index along `spec.axes`.
+        spec: the grid.
+        rule: whose gradient.
+    """
+
+    @tf.custom_gradient
+    def rounded(x: tf.Tensor, amax: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        scale = _along_axes(scale_from_amax(amax, spec), x, spec, x.dtype)
+
+        def backward(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            ratio = tf.minimum(tf.maximum(x / scale, spec.lo), spec.hi)
+            inside = tf.cast(tf.logical_and(ratio > spec.lo, ratio < spec.hi), dy.dtype)
+            if rule == "pact":
+                return dy * inside, _sum_per_scale(dy * tf.cast(ratio >= spec.hi, dy.dtype), spec)
+            found = _sum_per_scale(dy * (tf.round(ratio) - ratio * inside), spec)
+            return dy * inside, found * _lsq_factor(x, spec)
+
+        return _rounded(x, scale, spec.lo, spec.hi), backward
+
+    return rounded(tf.convert_to_tensor(x), tf.convert_to_tensor(amax, tf.float32))
 
 
 def weight_amax(weight: Any, spec: QuantSpec) -> tf.Tensor:
@@ -101,6 +176,46 @@ def amax_shape(shape: Any, spec: QuantSpec) -> tuple[int, ...]:
 
 def _unclipped_codes(x: tf.Tensor, scale: Any, spec: QuantSpec) -> tf.Tensor:
     return tf.round(x / _along_axes(scale, x, spec, x.dtype))
+
+
+def _rounded(x: tf.Tensor, scale: tf.Tensor, lo: Any, hi: Any) -> tf.Tensor:
+    """clip(round(x / scale), lo, hi) * scale; minimum and maximum compute in place, which clip_by_value does not."""
+    lo, hi = tf.cast(lo, x.dtype), tf.cast(hi, x.dtype)
+    return tf.minimum(tf.maximum(tf.round(x / scale), lo), hi) * scale
+
+
+def _inside(x: tf.Tensor, scale: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """Where the code is not clipped: hi + 1/2 rounds up, as hi is odd; lo - 1/2 rounds up too, or down where lo is odd."""
+    above = tf.less if spec.lo % 2 else tf.less_equal
+    return tf.logical_and(above((spec.lo - 0.5) * scale, x), x < (spec.hi + 0.5) * scale)
+
+
+def _upper(scale: tf.Tensor, spec: QuantSpec, cap: float | None, gradient: Gradient) -> tf.Tensor | None:
+    """Below which values the gradient passes; None for all."""
+    limits = [] if gradient == "pass_through" else [(spec.hi + 0.5) * scale]
+    limits += [] if cap is None else [tf.constant(cap, scale.dtype)]
+    return functools.reduce(tf.minimum, limits) if limits else None
+
+
+def _relu_gradient(dy: tf.Tensor, z: tf.Tensor, upper: tf.Tensor | None) -> tf.Tensor:
+    """dy where 0 < z < upper, else 0: in one kernel, which knows the limits 0 and 6."""
+    if upper is None:
+        return tf.raw_ops.ReluGrad(gradients=dy, features=z)
+    return tf.raw_ops.Relu6Grad(gradients=dy, features=z * (6.0 / upper))
+
+
+def _sum_per_scale(values: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    axes = [axis for axis in range(values.shape.rank) if axis not in spec.axes]
+    return tf.cast(tf.reduce_sum(values, axis=axes), tf.float32)
+
+
+def _lsq_factor(x: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """1 / (hi * sqrt(n * hi)): the gradient scale, and from scale to amax."""
+    shape = tf.shape(x)
+    shared = [axis for axis in range(x.shape.rank) if axis not in spec.axes]
+    counted = shared if spec.axes else shared[1:]
+    count = tf.cast(tf.reduce_prod(tf.gather(shape, counted)), tf.float32) if counted else tf.constant(1.0)
+    return 1.0 / (spec.hi * tf.sqrt(count * spec.hi))
 
 
 def _along_axes(scale: Any, x: tf.Tensor, spec: QuantSpec, dtype: tf.DType) -> tf.Tensor:

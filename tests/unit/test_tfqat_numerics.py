@@ -249,3 +249,119 @@ def test_fake_quantize_compiles_under_xla_and_keeps_shape() -> None:
     result = compiled(x, tf.constant(1.0))
     assert result.shape == (2, 3, 4)
     np.testing.assert_allclose(result.numpy(), numerics.fake_quantize(x, 1.0, INT8).numpy(), rtol=0, atol=1e-7)
+
+
+RELU_CAPS = [None, 6.0]
+
+
+@pytest.mark.parametrize("cap", RELU_CAPS)
+@pytest.mark.parametrize("amax", [0.3, 5.9999995, 6.0, 7.5, 100.0])
+def test_fake_quantize_relu_is_fake_quantize_of_the_relu(cap: float | None, amax: float) -> None:
+    scale = np.float32(amax) / np.float32(127)
+    ties = (np.arange(-140, 140, dtype=np.float32) + np.float32(0.5)) * scale
+    z = np.concatenate(
+        [np.random.default_rng(3).normal(0, 4, 100_000), ties, np.nextafter(ties, np.float32(9e9)), [0.0, -0.0, 6.0, 5.9999995]]
+    )
+    z = tf.constant(z, tf.float32)
+
+    def relu(z: tf.Tensor) -> tf.Tensor:
+        return tf.nn.relu(z) if cap is None else tf.nn.relu6(z)
+
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(z)
+        found = numerics.fake_quantize_relu(z, amax, INT8, cap=cap)
+        expected = numerics.fake_quantize(relu(z), amax, INT8)
+        passed = numerics.fake_quantize_relu(z, amax, INT8, cap=cap, gradient="pass_through")
+        plain = relu(z)
+    assert np.array_equal(found, expected)
+    assert np.array_equal(passed, expected)
+    inner = np.abs(z.numpy() - min(127.5 * scale, cap or np.inf)) > 1e-5 * amax  # on the limit itself, rounding of the limit decides
+    assert np.array_equal(tape.gradient(found, z).numpy()[inner], tape.gradient(expected, z).numpy()[inner])
+    assert np.array_equal(tape.gradient(passed, z), tape.gradient(plain, z))
+
+
+def surrogate(x: np.ndarray, scale: np.ndarray, offsets: np.ndarray, spec: QuantSpec) -> np.ndarray:
+    """x_hat with the rounding offsets held fixed, in float64: what LSQ differentiates."""
+    return (np.clip(x / scale, spec.lo, spec.hi) + offsets) * scale
+
+
+LEARNED = {
+    "activation": (INT8, (64, 5, 7)),
+    "two bits": (QuantSpec(num_bits=2), (64, 9)),
+    "weight per channel": (QuantSpec(num_bits=4, granularity=PerChannel(axes=(1,)), narrow_range=True), (40, 6)),
+    "depthwise weight": (QuantSpec(granularity=PerChannel(axes=(2, 3)), narrow_range=True), (3, 3, 4, 2)),
+}
+
+
+@pytest.mark.parametrize("case", LEARNED)
+def test_lsq_gradient_is_the_derivative_of_the_surrogate(case: str) -> None:
+    spec, shape = LEARNED[case]
+    rng = np.random.default_rng(0)
+    x, upstream = rng.normal(size=shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+    amax = tf.constant(rng.uniform(0.5, 1.5, numerics.amax_shape(shape, spec)), tf.float32)  # some values are clipped
+    with tf.GradientTape() as tape:
+        tape.watch(amax)
+        y = numerics.learned_fake_quantize(x, amax, spec)
+    found = tape.gradient(y, amax, output_gradients=tf.constant(upstream)).numpy()
+    assert np.array_equal(y, numerics.fake_quantize(x, amax, spec))
+    broadcast = [size if axis in spec.axes else 1 for axis, size in enumerate(shape)]
+    scale = np.asarray(amax, np.float64).reshape(broadcast) / spec.hi
+    exact = np.float64(x)
+    clipped = np.clip(exact / scale, spec.lo, spec.hi)
+    offsets = np.rint(clipped) - clipped
+    shared = tuple(axis for axis in range(len(shape)) if axis not in spec.axes)
+    step = 1e-6 * scale
+    slope = (surrogate(exact, scale + step, offsets, spec) - surrogate(exact, scale - step, offsets, spec)) / (2 * step)
+    moved = np.sum(upstream * slope, axis=shared)
+    count = np.prod([shape[axis] for axis in (shared if spec.axes else shared[1:])])
+    assert found == pytest.approx(moved / spec.hi / np.sqrt(count * spec.hi), rel=2e-3, abs=1e-5)
+
+
+def test_lsq_and_pact_pass_the_clipped_gradient_on() -> None:
+    x = tf.constant([[-3.0, -0.2, 0.4, 2.0]])
+    for rule in ("lsq", "pact"):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = numerics.learned_fake_quantize(x, tf.constant(1.0), INT8, rule=rule)
+        assert tape.gradient(y, x).numpy().tolist() == [[0.0, 1.0, 1.0, 0.0]]
+
+
+def test_pact_gradient_is_the_derivative_of_the_clipping() -> None:
+    x = np.float32([[0.2, 0.7], [1.4, 3.0]])
+    upstream = np.float32([[1.0, 2.0], [4.0, 8.0]])
+    amax = tf.constant(1.1)
+    with tf.GradientTape() as tape:
+        tape.watch(amax)
+        y = numerics.learned_fake_quantize(x, amax, INT8, rule="pact")
+    found = float(tape.gradient(y, amax, output_gradients=tf.constant(upstream)))
+    step = 1e-4
+    difference = np.sum(upstream * (np.minimum(x, 1.1 + step) - np.minimum(x, 1.1 - step))) / (2 * step)
+    assert found == pytest.approx(difference, rel=1e-3) == 12.0
+
+
+def test_a_learned_range_that_fell_to_zero_can_grow_again() -> None:
+    x, amax = tf.constant([[1.0, -2.0]]), tf.constant(0.0)
+    with tf.GradientTape() as tape:
+        tape.watch(amax)
+        error = tf.reduce_sum((numerics.learned_fake_quantize(x, amax, INT8) - x) ** 2)
+    assert float(tape.gradient(error, amax)) < 0
+
+
+@pytest.mark.parametrize("function", ["relu", "lsq"])
+def test_the_other_forms_compile_under_xla(function: str) -> None:
+    x = tf.constant(np.random.default_rng(0).normal(size=(16, 8)), tf.float32)
+
+    def compute(x: tf.Tensor) -> tf.Tensor:
+        if function == "relu":
+            return numerics.fake_quantize_relu(x, tf.constant(1.0), INT8, cap=6.0)
+        return numerics.learned_fake_quantize(x, tf.constant(1.0), INT8)
+
+    np.testing.assert_allclose(tf.function(compute, jit_compile=True)(x), compute(x), rtol=0, atol=1e-7)
+
+
+def test_pass_through_gradient_ignores_the_clipping() -> None:
+    x = tf.constant([-300.0, 0.3, 300.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = numerics.fake_quantize(x, tf.constant(127.0), INT8, gradient="pass_through")
+    assert tape.gradient(y, x).numpy().tolist() == [1.0, 1.0, 1.0]

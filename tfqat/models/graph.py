@@ -125,6 +125,7 @@ def rebuild(
     on_edges: EdgeLayers | None = None,
     dtype: str | None = None,
     extra_inputs: Sequence[Any] = (),
+    keep_class: bool = False,
 ) -> Any:
     """A new functional model with the layers that `replace` returns and the layers of `on_edges` on their edges.
 
@@ -137,6 +138,7 @@ def rebuild(
         on_edges: layers to insert.
         dtype: of the new model's inputs; default: as they were.
         extra_inputs: tensors that layers of `replace` read beside their own; they follow the model's inputs, which are then a list.
+        keep_class: the new model is of the class of `model`, such as one with a `train_step` of its own; that must take inputs and outputs.
 
     Returns:
         The new model. Weights are not copied: `replace` returns what the caller wants, `copy_weights` does the rest.
@@ -173,7 +175,15 @@ def rebuild(
     inputs, outputs = tf.nest.map_structure(lambda tensor: made[calls.reference(tensor)], (model._nested_inputs, model._nested_outputs))
     if extra_inputs:
         inputs = [*tf.nest.flatten(inputs), *extra_inputs]
-    return tf_keras.Model(inputs, outputs, name=model.name)
+    own = keep_class and type(model).__name__ not in ("Functional", "Sequential")
+    try:
+        return (type(model) if own else tf_keras.Model)(inputs, outputs, name=model.name)
+    except TypeError as error:
+        raise ModelError(
+            f"model {model.name!r} is of class {type(model).__name__}, which cannot be made as "
+            f"{type(model).__name__}(inputs, outputs, name=...): {error}. Let its __init__ take **kwargs and pass them on, or quantize "
+            "tf_keras.Model(model.inputs, model.outputs)"
+        ) from error
 
 
 def clone_layer(layer: Any, **changes: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import tensorflow as tf
 import tf_keras
@@ -34,16 +35,37 @@ def quantizers(*, on: bool) -> Iterator[None]:
         _HERE.on = before
 
 
+Amax = Literal["frozen", "dynamic", "lsq", "pact"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How a quantizer takes part in training.
+
+    Attributes:
+        amax: `frozen` keeps the range; `dynamic` takes a weight's largest magnitude at each step; `lsq` and `pact` train it.
+        gradient: to the tensor, where amax is not trained; see `numerics.fake_quantize`.
+    """
+
+    amax: Amax = "frozen"
+    gradient: numerics.Gradient = "clipped"
+
+
 @tf_keras.utils.register_keras_serializable(PACKAGE)
 class TensorQuantizer(Quantizer):  # type: ignore[misc]
     """Fake-quantizes one tensor on the grid of a QPoint.
 
     Its state belongs to the layer that builds it: `amax` (float32, shape () or one entry per channel) and `enabled` (bool, shape ()).
     A quantizer that has not been calibrated is not enabled and passes its tensor on; both can be set without retracing.
+
+    Attributes:
+        point: what it quantizes.
+        learning: read when a function is traced; set by `tfqat.qat_compile`, and not saved.
     """
 
     def __init__(self, point: QPoint) -> None:
         self.point = point
+        self.learning = Learning()
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """Create the state of a tensor of `tensor_shape` on `layer`; names start with `name`."""
@@ -57,12 +79,19 @@ class TensorQuantizer(Quantizer):  # type: ignore[misc]
         del training
         on = getattr(_HERE, "on", None)
         if on is not None:
-            return numerics.fake_quantize(inputs, weights["amax"], self.point.spec) if on else inputs
-        return tf.cond(
-            weights["enabled"],
-            lambda: numerics.fake_quantize(inputs, weights["amax"], self.point.spec),
-            lambda: tf.identity(inputs),
-        )
+            return self._quantized(inputs, weights["amax"], behind=relu_before(inputs)) if on else inputs
+        return tf.cond(weights["enabled"], lambda: self._quantized(inputs, weights["amax"]), lambda: tf.identity(inputs))
+
+    def _quantized(self, inputs: Any, amax: Any, behind: tuple[Any, float | None] | None = None) -> Any:
+        spec, learning = self.point.spec, self.learning
+        if learning.amax in ("lsq", "pact"):
+            return numerics.learned_fake_quantize(inputs, amax, spec, rule=learning.amax)
+        if learning.amax == "dynamic":
+            amax = tf.stop_gradient(numerics.weight_amax(inputs, spec))
+        elif behind is not None and not spec.axes:
+            tensor, cap = behind
+            return numerics.fake_quantize_relu(tensor, amax, spec, cap=cap, gradient=learning.gradient)
+        return numerics.fake_quantize(inputs, amax, spec, gradient=learning.gradient)
 
     def get_config(self) -> dict[str, Any]:
         """Keras configuration: the QPoint as JSON."""
@@ -107,6 +136,21 @@ class ActivationQuantizer(tf_keras.layers.Layer):  # type: ignore[misc]
     def from_config(cls, config: dict[str, Any]) -> ActivationQuantizer:
         """The inverse of `get_config`."""
         return cls(**{**config, "point": point_from_dict(config["point"])})
+
+
+def relu_before(tensor: Any) -> tuple[Any, float | None] | None:
+    """What the ReLU reads that makes a tensor of a graph, and its cap; None if there is none.
+
+    The quantizer can do the ReLU's work: its lower limit is 0 then. The ReLU itself is dropped from the graph unless something else
+    reads it.
+    """
+    operation = None if tf.executing_eagerly() else getattr(tensor, "op", None)
+    if operation is None or operation.type not in _RELUS:
+        return None
+    return operation.inputs[0], _RELUS[operation.type]
+
+
+_RELUS: Mapping[str, float | None] = {"Relu": None, "Relu6": 6.0}
 
 
 def layer_name(point: QPoint) -> str:

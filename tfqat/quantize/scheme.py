@@ -100,7 +100,7 @@ def insert_quantizers(model: Any, configs: Mapping[str, InputQuantizeConfig], po
         return QuantizeWrapper(copy, config) if isinstance(config, WeightedQuantizeConfig) else copy
 
     with quantizers(on=False):  # Keras asks the layers for shapes only
-        quantized = model_graph.rebuild(model, replace=wrap, on_edges=on_edges)
+        quantized = model_graph.rebuild(model, replace=wrap, on_edges=on_edges, keep_class=True)
     copy_into_wrapped(model, quantized)
     return quantized
 

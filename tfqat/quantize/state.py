@@ -13,17 +13,19 @@ from tfqat.errors import NotCalibratedError, PlacementError, nearest
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import TensorRef
 from tfqat.placement.plan import QPoint
-from tfqat.quantize.quantizers import ActivationQuantizer
+from tfqat.quantize.quantizers import ActivationQuantizer, Learning, TensorQuantizer
 from tfqat.quantize.wrapper import QuantizeWrapper
 
 
 @dataclass(frozen=True, kw_only=True)
 class Handle:
-    """One quantizer of a model: its point, its variables and, for a weight, the variable that it quantizes."""
+    """One quantizer of a model: its point and variables, the layer that owns them and, for a weight, the variable that it quantizes."""
 
     point: QPoint
     amax: Any
     enabled: Any
+    quantizer: TensorQuantizer
+    layer: Any
     weight: Any = None
 
 
@@ -32,12 +34,10 @@ def handles(qmodel: Any) -> dict[str, Handle]:
     found: dict[str, Handle] = {}
     for layer in qmodel.layers:
         if isinstance(layer, ActivationQuantizer):
-            found[layer.point.id] = Handle(
-                point=layer.point, amax=layer.quantizer_weights["amax"], enabled=layer.quantizer_weights["enabled"]
-            )
+            found[layer.point.id] = Handle(point=layer.point, quantizer=layer.quantizer, layer=layer, **layer.quantizer_weights)
         elif isinstance(layer, QuantizeWrapper):
             for quantizer, weight, state in layer.quantized_weights():
-                found[quantizer.point.id] = Handle(point=quantizer.point, amax=state["amax"], enabled=state["enabled"], weight=weight)
+                found[quantizer.point.id] = Handle(point=quantizer.point, quantizer=quantizer, layer=layer, weight=weight, **state)
     if not found:
         raise PlacementError(f"model {qmodel.name!r} has no quantizers: make it with tfqat.quantize_model")
     return found
@@ -90,10 +90,46 @@ def ranges(qmodel: Any) -> dict[str, np.ndarray]:
     return {point_id: handle.amax.numpy() for point_id, handle in known.items()}
 
 
+def is_quantized(model: Any) -> bool:
+    """Whether a model has quantizers."""
+    return any(isinstance(layer, ActivationQuantizer | QuantizeWrapper) for layer in model.layers)
+
+
+def set_learning(handle: Handle, learning: Learning) -> None:
+    """How a quantizer takes part in the training of functions that are traced from now on; Keras trains its amax if that is learned.
+
+    Keras's lists of a layer's variables are changed, not its order of weights: files stay the same.
+    """
+    handle.quantizer.learning = learning
+    learned = learning.amax in ("lsq", "pact")
+    for variable in getattr(handle.amax, "values", (handle.amax,)):  # of a distributed variable each replica's
+        variable._trainable = learned  # what a GradientTape watches by itself
+    handle.amax._trainable = learned
+    layer = handle.layer
+    source, target = layer._non_trainable_weights, layer._trainable_weights
+    if not learned:
+        source, target = target, source
+    place = next((number for number, variable in enumerate(source) if variable is handle.amax), None)
+    if place is not None:
+        del source[place]
+        target.insert(0, handle.amax)
+
+
+def refresh_dynamic(qmodel: Any) -> None:
+    """Set the amax of weights whose range is dynamic to their largest magnitudes as they are now."""
+    for handle in handles(qmodel).values():
+        if handle.quantizer.learning.amax == "dynamic":
+            handle.amax.assign(numerics.weight_amax(handle.weight, handle.point.spec))
+
+
+def codes(handle: Handle, tensor: Any) -> Any:
+    """The int8 codes of a tensor that a quantizer quantizes, in its own shape."""
+    return numerics.quantize(tensor, numerics.scale_from_amax(handle.amax, handle.point.spec), handle.point.spec)
+
+
 def weight_codes(handle: Handle) -> tuple[np.ndarray, np.ndarray]:
     """The int8 codes of a quantized weight, in its own shape, and its float32 scales."""
-    scale = numerics.scale_from_amax(handle.amax, handle.point.spec)
-    return numerics.quantize(handle.weight, scale, handle.point.spec).numpy(), scale.numpy()
+    return codes(handle, handle.weight).numpy(), numerics.scale_from_amax(handle.amax, handle.point.spec).numpy()
 
 
 def activation_inputs(qmodel: Any) -> dict[str, Any]:

@@ -24,11 +24,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from tfqat.errors import DataError, RecipeError, TrainingError
 from tfqat.recipe.problems import sentence, validate
-from tfqat.recipe.schema import FloatSchedule, QatConfig
+from tfqat.recipe.qat import QatConfig
+from tfqat.recipe.schema import FloatSchedule
 
 MAX_WARMUP_SHARE = 10  # the warm-up takes at most one step in ten
 _PHASE_CALLBACKS = ("EMA of the weights", "model averaging", "phase callbacks of the float recipe")
@@ -36,7 +37,7 @@ _PHASE_CALLBACKS = ("EMA of the weights", "model averaging", "phase callbacks of
 
 @dataclass(frozen=True, kw_only=True)
 class QatOptimizer:
-    """The optimizer that fine-tunes; `momentum` and `nesterov` are for sgd."""
+    """The optimizer that fine-tunes; `momentum` is for sgd and rmsprop, `nesterov` for sgd."""
 
     name: str
     momentum: float
@@ -44,8 +45,25 @@ class QatOptimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Training towards the float model's outputs: loss = (1 - weight) * loss + weight * distillation (see `training/distill.py`)."""
+
+    temperature: float
+    weight: float
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class QatPlan:
-    """A resolved QAT schedule. Learning rates and weight decay are per step; steps are None until `with_steps`."""
+    """A resolved QAT schedule. Learning rates and weight decay are per step; steps are None until `with_steps`.
+
+    Attributes:
+        freeze_batchnorm: the share of the steps after which BatchNorm is frozen; None: it trains to the end.
+        weights_amax: `frozen`, `dynamic` or `learned`.
+        activations_amax: `frozen`, `learned` or `pact`.
+        gradient: of what a frozen range clips: `clipped` or `pass_through`.
+        clip_norm: what the gradients' common norm is scaled down to.
+    """
 
     epochs: int
     batch_size: int
@@ -57,6 +75,29 @@ class QatPlan:
     optimizer: QatOptimizer
     ema: bool
     disabled: tuple[str, ...]
+    clip_norm: float | None
+    weights_amax: Literal["frozen", "dynamic", "learned"]
+    activations_amax: Literal["frozen", "learned", "pact"]
+    gradient: Literal["clipped", "pass_through"]
+    freeze_batchnorm: float | None
+    distill: Distill | None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is taken, but not advised, and why."""
+        if self.optimizer.name == "sgd":
+            return ()
+        return (
+            f"qat.optimizer: {self.optimizer.name} divides each step by the size of the gradient, so that weights which need no "
+            "change move as far as others, off the values that calibration rounded well; sgd with momentum moves them in proportion",
+        )
+
+    @property
+    def freeze_batchnorm_step(self) -> int | None:
+        """The optimizer step from which on BatchNorm is frozen; None: never, or the steps are not known."""
+        if self.freeze_batchnorm is None or self.total_steps is None:
+            return None
+        return round(self.freeze_batchnorm * self.total_steps)
 
     @property
     def total_steps(self) -> int | None:
@@ -131,16 +172,29 @@ def qat_plan(
         batch_size=batch_size,
         learning_rate=learning_rate,
         final_learning_rate=learning_rate * rules.cosine_final_lr_ratio,
-        weight_decay=schedule.weight_decay * rules.lr_decay_factor,
+        weight_decay=schedule.weight_decay * rules.lr_decay_factor if rules.weight_decay is None else rules.weight_decay,
         warmup_epochs=epochs / rules.warmup_epochs_divisor,
         steps_per_epoch=schedule.steps_per_epoch,
         optimizer=QatOptimizer(**rules.optimizer.model_dump()),
         ema=rules.ema and not rules.disable_phase_callbacks,
         disabled=_disabled(rules),
+        clip_norm=rules.clip_norm,
+        weights_amax=rules.amax.weights,
+        activations_amax=rules.amax.activations,
+        gradient=rules.gradient,
+        freeze_batchnorm=_freeze_batchnorm(rules.batchnorm),
+        distill=Distill(**rules.distill.model_dump()) if rules.distill else None,
     )
     if schedule.steps_per_epoch is None and examples is not None:
         return plan.with_steps(math.ceil(examples / batch_size))
     return plan
+
+
+def _freeze_batchnorm(value: str | Mapping[str, float]) -> float | None:
+    """The share of the steps after which BatchNorm is frozen."""
+    if isinstance(value, str):
+        return 0.0 if value == "freeze" else None
+    return value["freeze_after"]
 
 
 def _disabled(rules: QatConfig) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from tfqat.recipe.blocks import REFERENCE, BatchProfile, Block, CalibratorText, Items, Reference, Text
+from tfqat.recipe.qat import QatConfig
 from tfqat.recipe.quantization import QuantizationConfig
 
 
@@ -187,27 +188,6 @@ class SensitivityConfig(Block):
         if self.max_drop is not None and self.budget is not None:
             raise ValueError("max_drop or budget, not both")
         return self
-
-
-class OptimizerConfig(Block):
-    """The optimizer that fine-tunes, whatever trained the float model."""
-
-    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="Keras optimizer.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum, for sgd only.")
-    nesterov: bool = Field(default=False, description="Nesterov momentum, for sgd only.")
-
-
-class QatConfig(Block):
-    """The `qat` block: how the fine-tuning schedule follows from the `training` block."""
-
-    batch_size_divisor: int = Field(default=2, ge=1, description="QAT batch size = max(1, batch_size // this).")
-    max_epochs_divisor: int = Field(default=10, ge=1, description="QAT epochs = max(1, epochs // this).")
-    lr_decay_factor: float = Field(default=0.01, gt=0, le=1, description="QAT peak learning rate and weight decay = float ones x this.")
-    warmup_epochs_divisor: int = Field(default=10, ge=1, description="Warm-up = QAT epochs / this, in epochs; at most 10% of all steps.")
-    cosine_final_lr_ratio: float = Field(default=0.01, ge=0, le=1, description="Last learning rate / peak learning rate.")
-    disable_phase_callbacks: bool = Field(default=True, description="Switch off EMA, model averaging and phase callbacks.")
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="The optimizer that fine-tunes.")
-    ema: bool = Field(default=False, description="Average the weights over steps; needs disable_phase_callbacks: false.")
 
 
 class ExportConfig(Block):

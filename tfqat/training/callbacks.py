@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tf_keras
 
+from tfqat import files
 from tfqat.errors import TrainingError
 from tfqat.metric_names import higher_is_better
+from tfqat.quantize import state
 from tfqat.recipe.modifiers import QatPlan
+from tfqat.training.compile import batch_norms
+from tfqat.training.tensorboard import QuantizationLog
 
 
 def qat_callbacks(
-    plan: QatPlan, *, monitor: str | None = None, baseline: float | None = None, history: str | Path | None = None
+    plan: QatPlan,
+    *,
+    monitor: str | None = None,
+    baseline: float | None = None,
+    history: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+    tensorboard_batch: Any = None,
 ) -> list[Any]:
     """The callbacks for `model.fit` of a quantized model.
 
@@ -24,13 +36,20 @@ def qat_callbacks(
         plan: the schedule; its steps per epoch are taken from `fit` where they are not set.
         monitor: what chooses the best epoch, such as `val_accuracy`; None takes the first validation metric that `fit` reports.
         baseline: the value of `monitor` before training.
-        history: a CSV file that gets a row per epoch.
+        history: a CSV file that gets a row per epoch; it is written whole after each.
+        tensorboard: a log folder for TensorBoard: scalars of `fit`, and of each quantizer its amax and how its codes are used.
+        tensorboard_batch: a batch of inputs to compute the codes of activations with; None: those of weights only.
 
     Returns:
-        StepSchedule, StopOnNaN, BestWeights and, with `history`, Keras's CSVLogger.
+        StepSchedule, BatchNormFreeze, RangesInStep, StopOnNaN, BestWeights, and EpochHistory and QuantizationLog where asked for.
     """
-    callbacks: list[Any] = [StepSchedule(plan), StopOnNaN(), BestWeights(monitor=monitor, baseline=baseline)]
-    return callbacks + ([tf_keras.callbacks.CSVLogger(str(history))] if history else [])
+    callbacks: list[Any] = [StepSchedule(plan), BatchNormFreeze(plan), RangesInStep(), StopOnNaN()]
+    callbacks.append(BestWeights(monitor=monitor, baseline=baseline))
+    if history is not None:
+        callbacks.append(EpochHistory(Path(history)))
+    if tensorboard is not None:
+        callbacks += [tf_keras.callbacks.TensorBoard(str(tensorboard)), QuantizationLog(tensorboard, tensorboard_batch)]
+    return callbacks
 
 
 class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
@@ -48,7 +67,8 @@ class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_begin(self, logs: Any = None) -> None:
         """Resolve the steps per epoch."""
         steps = self.params.get("steps")
-        if self.plan.ema and self.plan.steps_per_epoch not in (None, steps):
+        done = int(self.model.optimizer.iterations.numpy()) % (self.plan.steps_per_epoch or 1)
+        if self.plan.ema and self.plan.steps_per_epoch not in (None, done + (steps or 0)):
             raise TrainingError(
                 f"qat.ema averages over epochs of {self.plan.steps_per_epoch} steps, but fit runs {steps or 'an unknown number of'} steps: "
                 f"give fit steps_per_epoch={self.plan.steps_per_epoch} and data that repeats"
@@ -67,6 +87,87 @@ class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
         """Report the last rate of the epoch."""
         if logs is not None:
             logs["learning_rate"] = float(self.model.optimizer.learning_rate.numpy())
+
+
+class BatchNormFreeze(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    """Freezes BatchNorm, statistics and weights, when the plan's share of the steps is done; the step is traced again then.
+
+    Source: Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference", section 3.2.1.
+    """
+
+    def __init__(self, plan: QatPlan) -> None:
+        super().__init__()
+        self.plan = plan
+        self._frozen: list[Any] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Resolve the steps per epoch."""
+        if self.plan.steps_per_epoch is None and self.params.get("steps"):
+            self.plan = self.plan.with_steps(int(self.params["steps"]))
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Freeze before the first step that is to run without."""
+        at = self.plan.freeze_batchnorm_step
+        if at is None or self._frozen or int(self.model.optimizer.iterations.numpy()) < at:
+            return
+        self._frozen = [layer for layer in batch_norms(self.model) if layer.trainable]
+        for layer in self._frozen:
+            layer.trainable = False
+        if self._frozen:
+            self.model.make_train_function(force=True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Leave the layers as trainable as they were."""
+        for layer in self._frozen:
+            layer.trainable = True
+        self._frozen = []
+
+
+class RangesInStep(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps the ranges that are saved, exported and reported those that training computes with: dynamic ones follow the weights."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Set them.
+
+        Raises:
+            TrainingError: a trained range has come down to 0: names the quantizer.
+        """
+        if not state.is_quantized(self.model):
+            return
+        state.refresh_dynamic(self.model)
+        for name, handle in state.handles(self.model).items():
+            if handle.quantizer.learning.amax in ("lsq", "pact") and not np.all(handle.amax.numpy() > 0):
+                raise TrainingError(
+                    f"the trained range of {name!r} is {float(np.min(handle.amax.numpy())):.3g} after epoch {epoch + 1}: lower "
+                    "qat.lr_decay_factor, or keep qat.amax frozen; the best weights so far are kept"
+                )
+
+
+class EpochHistory(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    """Writes a CSV file with a row per epoch, whole after each of them.
+
+    Attributes:
+        rows: what it holds; may be set before training goes on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add the epoch."""
+        self.rows.append({"epoch": epoch, **{name: float(value) for name, value in (logs or {}).items()}})
+        self.write()
+
+    def write(self) -> None:
+        """Write the rows."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        files.write_text(self.path, stream.getvalue())
 
 
 class StopOnNaN(tf_keras.callbacks.Callback):  # type: ignore[misc]
@@ -103,7 +204,7 @@ class StopOnNaN(tf_keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
-    """Keeps the weights of the best epoch and puts them back when training ends.
+    """Keeps the weights of the best epoch and puts them back when training ends; without validation data those of the last one.
 
     With `baseline`, `beat_baseline` says whether any epoch was better than the model was before training.
     """
@@ -114,7 +215,8 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self.baseline = baseline
         self.best: float | None = None
         self.best_epoch: int | None = None
-        self._weights: list[Any] | None = None
+        self.weights: list[Any] | None = None
+        self.restores_at_end = True
 
     @property
     def beat_baseline(self) -> bool:
@@ -125,14 +227,15 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Keep the weights that training starts from: they are the best until an epoch has ended."""
-        if self._weights is None:
-            self._weights = self.model.get_weights()
+        if self.weights is None:
+            self.weights = self.model.get_weights()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Keep the weights if this epoch is the best so far."""
         logs = logs or {}
         self.monitor = self.monitor or _first_validation_metric(logs)
-        if self.monitor is None:
+        if self.monitor is None:  # no validation data: the last epoch counts
+            self.weights = self.model.get_weights()
             return
         if self.monitor not in logs:
             raise TrainingError(
@@ -140,16 +243,26 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
             )
         value = float(logs[self.monitor])
         if self.best is None or math.isnan(self.best) or self._is_better(value, self.best):
-            self.best, self.best_epoch, self._weights = value, epoch, self.model.get_weights()
+            self.best, self.best_epoch, self.weights = value, epoch, self.model.get_weights()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Put the best weights back."""
-        self.restore(self.model)
+        """Put the best weights back, unless `restores_at_end` is off."""
+        if self.restores_at_end:
+            self.restore(self.model)
+
+    def state(self) -> dict[str, Any]:
+        """What is known of the best epoch, as a JSON object; the weights are `weights`."""
+        return {"monitor": self.monitor, "best": self.best, "epoch": self.best_epoch}
+
+    def set_state(self, known: Mapping[str, Any], weights: Sequence[Any]) -> None:
+        """The inverse of `state`."""
+        self.monitor, self.best, self.best_epoch = known["monitor"], known["best"], known["epoch"]
+        self.weights = list(weights) or None
 
     def restore(self, model: Any) -> None:
         """Set the best weights on `model`: those from before training if no epoch has ended."""
-        if self._weights is not None:
-            model.set_weights(self._weights)
+        if self.weights is not None:
+            model.set_weights(self.weights)
 
     def _is_better(self, value: float, than: float) -> bool:
         return value > than if higher_is_better(self.monitor or "") else value < than

@@ -1,4 +1,4 @@
-"""Compiles a quantized model for fine-tuning and runs it through `model.fit`."""
+"""Runs the fine-tuning of a compiled model through `model.fit`; one that was cut off goes on where it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import tf_keras
 from tfqat.errors import TrainingError
 from tfqat.quantize import state
 from tfqat.recipe.modifiers import QatPlan
-from tfqat.training.callbacks import BestWeights, qat_callbacks
+from tfqat.training.callbacks import BestWeights, EpochHistory, qat_callbacks
+from tfqat.training.checkpoint import Checkpoints, Position
+from tfqat.training.compile import compile_float, compile_quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,27 +26,6 @@ class QatResult:
     best: float
     best_epoch: int
     beat_ptq: bool
-
-
-def qat_compile(qmodel: Any, plan: QatPlan, loss: Any, metrics: Sequence[Any]) -> Any:
-    """Compile a calibrated quantized model with the plan's optimizer.
-
-    Args:
-        qmodel: a calibrated quantized model; it is compiled in place.
-        plan: from `tfqat.qat_plan`.
-        loss: a Keras loss, or what `compile` takes for several outputs.
-        metrics: Keras metrics.
-
-    Returns:
-        `qmodel`.
-
-    Raises:
-        NotCalibratedError: a quantizer has no range, so that training would not see its rounding.
-        TrainingError: the plan averages weights and does not know the steps per epoch.
-    """
-    state.ranges(qmodel)
-    qmodel.compile(optimizer=_optimizer(plan), loss=loss, metrics=list(metrics))
-    return qmodel
 
 
 def fine_tune(
@@ -58,12 +39,16 @@ def fine_tune(
     monitor: str,
     baseline: float,
     history: Path,
+    teacher: Any = None,
+    checkpoint: Path | None = None,
+    checkpoint_steps: int | None = None,
+    seed: int = 0,
     callbacks: Sequence[Any] = (),
 ) -> QatResult:
-    """Fine-tune a calibrated quantized model; afterwards it holds the weights of its best epoch.
+    """Fine-tune a model; afterwards it holds the weights of its best epoch.
 
     Args:
-        qmodel: a calibrated quantized model; it is trained in place.
+        qmodel: a calibrated quantized model, or a float one as the control of it; it is trained in place.
         plan: the schedule, its steps per epoch known.
         train: a tf.data.Dataset of (inputs, labels) in batches; re-batched to the plan's batch size.
         validation: a tf.data.Dataset that is evaluated after each epoch.
@@ -72,47 +57,82 @@ def fine_tune(
         monitor: what chooses the best epoch, such as `val_accuracy`.
         baseline: the value of `monitor` before training.
         history: the CSV file of the epochs.
+        teacher: the float model, for a plan that distills.
+        checkpoint: a file that is kept up to date; if it is there, fine-tuning goes on from it, and ends with the weights that it would
+            have ended with. The data must come in the same order again.
+        checkpoint_steps: optimizer steps between two saves within an epoch; None: after each epoch only.
+        seed: of what layers such as Dropout draw.
         callbacks: further Keras callbacks.
 
     Raises:
         TrainingError: the loss is NaN, or the data pipeline raises in the middle of an epoch.
+        RunDirectoryError: the checkpoint is corrupt, or of another model.
     """
-    qat_compile(qmodel, plan, loss, metrics)
+    if state.is_quantized(qmodel):
+        compile_quantized(qmodel, plan, loss, metrics, teacher=teacher)
+    else:
+        compile_float(qmodel, plan, loss, metrics)
     own = qat_callbacks(plan, monitor=monitor, baseline=baseline, history=history)
-    batches = train.rebatch(plan.batch_size)
-    if plan.steps_per_epoch is not None:
-        # Where Keras runs into the end of the data, the optimizer has already counted the step that then has none (tf-keras 2.21).
-        batches = batches.repeat()
     best = next(callback for callback in own if isinstance(callback, BestWeights))
+    rows = next(callback for callback in own if isinstance(callback, EpochHistory))
+    best.restores_at_end = False  # an epoch that is resumed in its middle is a `fit` of its own
+    position = Position(epoch=0, step=0)
+    if checkpoint is not None:
+        saves = Checkpoints(checkpoint, best, rows, checkpoint_steps)
+        position = saves.restore(qmodel) or position
+        own.append(saves)
+    if any(_draws(layer) for layer in qmodel.layers):
+        own.insert(0, _SeedOfEpoch(seed))
+    batches = train.rebatch(plan.batch_size)
     try:
-        qmodel.fit(
-            batches,
-            steps_per_epoch=plan.steps_per_epoch,
-            validation_data=validation,
-            epochs=plan.epochs,
-            callbacks=[*own, *callbacks],
-            verbose=0,
-        )
+        _fit(qmodel, plan, batches, validation, position, [*own, *callbacks])
     except TrainingError:
         best.restore(qmodel)
         raise
     except tf.errors.OpError as error:
         best.restore(qmodel)
         raise TrainingError(f"fine-tuning stopped, the training or the validation data raised: {error.message}") from error
+    best.restore(qmodel)
     if best.best is None or best.best_epoch is None:
         raise TrainingError("fine-tuning ended without a complete epoch: the training data is empty")
     return QatResult(monitor=monitor, best=best.best, best_epoch=best.best_epoch, beat_ptq=best.beat_baseline)
 
 
-def _optimizer(plan: QatPlan) -> Any:
-    settings: dict[str, Any] = {"learning_rate": plan.learning_rate, "weight_decay": plan.weight_decay or None}
-    if plan.ema:
-        if plan.steps_per_epoch is None:
-            raise TrainingError("qat.ema needs the steps per epoch: call plan.with_steps(steps_per_epoch) before qat_compile")
-        # Keras puts the averages in place of the weights after the last step of each epoch, so that they are what is validated and kept.
-        settings |= {"use_ema": True, "ema_overwrite_frequency": plan.steps_per_epoch}
-    if plan.optimizer.name == "adamw":  # Keras's AdamW takes 0, but not None
-        return tf_keras.optimizers.AdamW(**settings | {"weight_decay": plan.weight_decay})
-    if plan.optimizer.name == "sgd":
-        return tf_keras.optimizers.SGD(momentum=plan.optimizer.momentum, nesterov=plan.optimizer.nesterov, **settings)
-    return tf_keras.optimizers.Adam(**settings)
+def _fit(model: Any, plan: QatPlan, batches: Any, validation: Any, position: Position, callbacks: Sequence[Any]) -> None:
+    """`model.fit` from a position on; the rest of an epoch that has begun is a `fit` of its own, as Keras cannot begin within one."""
+    settings = {"validation_data": validation, "callbacks": list(callbacks), "verbose": 0}
+    steps = plan.steps_per_epoch
+    if steps is None:
+        model.fit(batches, epochs=plan.epochs, **settings)
+        return
+    # Where Keras runs into the end of the data, the optimizer has already counted the step that then has none (tf-keras 2.21).
+    stream = batches.repeat().skip(position.step)
+    begun = position.step - position.epoch * steps
+    epoch = position.epoch
+    if begun:
+        rest = steps - begun
+        model.fit(stream.take(rest), initial_epoch=epoch, epochs=epoch + 1, steps_per_epoch=rest, **settings)
+        stream, epoch = batches.repeat().skip((epoch + 1) * steps), epoch + 1
+    if epoch < plan.epochs:
+        model.fit(stream, initial_epoch=epoch, epochs=plan.epochs, steps_per_epoch=steps, **settings)
+
+
+def _draws(layer: Any) -> bool:
+    """Whether a layer draws random numbers, as Dropout does."""
+    return hasattr(getattr(layer, "layer", layer), "_random_generator")
+
+
+class _SeedOfEpoch(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    """Gives each epoch random numbers of its own seed, whether the epochs before it ran in this process or not.
+
+    The generators of Keras's layers cannot be set to a position; the step is traced again, which makes new ones.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Trace the step with the epoch's seed."""
+        tf.random.set_seed(self._seed + epoch)
+        self.model.make_train_function(force=True)

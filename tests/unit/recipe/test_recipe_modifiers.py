@@ -11,7 +11,8 @@ import pytest
 
 from tfqat.errors import DataError, RecipeError, TrainingError
 from tfqat.recipe.modifiers import QatOptimizer, qat_plan
-from tfqat.recipe.schema import QatConfig, TrainingConfig
+from tfqat.recipe.qat import QatConfig
+from tfqat.recipe.schema import TrainingConfig
 
 FLOAT = {"epochs": 30, "batch_size": 128, "learning_rate": 0.1}
 
@@ -143,6 +144,7 @@ def test_keys_of_a_recipe_and_its_blocks_are_taken() -> None:
     assert qat_plan(TrainingConfig.model_validate(training), QatConfig()) == qat_plan(FLOAT)
 
 
+BATCHNORM = "qat.batchnorm: expected train, freeze, or {freeze_after: 0.5}, a share of the steps from 0 to 1; got "
 PROBLEMS = {
     "both blocks at once": (
         {"epochs": 0, "batch_size": 128, "learning_rates": 0.1},
@@ -156,10 +158,18 @@ PROBLEMS = {
         ],
     ),
     "nested": (FLOAT, {"optimizer": {"momentun": 0.9}}, ["qat.optimizer.momentun: unknown key; did you mean 'momentum'?"]),
+    "batchnorm": (FLOAT, {"batchnorm": {"freeze_after": 2}}, [BATCHNORM + '{"freeze_after": 2}']),
+    "batchnorm word": (FLOAT, {"batchnorm": "frozen"}, [BATCHNORM + "'frozen'"]),
+    "amax": (
+        FLOAT,
+        {"amax": {"weights": "pact"}},
+        ["qat.amax.weights: expected 'frozen', 'dynamic' or 'learned'; got 'pact'"],
+    ),
+    "distill": (FLOAT, {"distill": {"weight": 0.0}}, ["qat.distill.weight: expected more than 0.0; got 0.0"]),
     "optimizer": (
         FLOAT,
         {"optimizer": {"name": "adan"}},
-        ["qat.optimizer.name: expected 'sgd', 'adam' or 'adamw'; got 'adan'; did you mean 'adam'?"],
+        ["qat.optimizer.name: expected 'sgd', 'adam', 'adamw' or 'rmsprop'; got 'adan'; did you mean 'adam'?"],
     ),
     "divisor": (FLOAT, {"max_epochs_divisor": 0}, ["qat.max_epochs_divisor: expected at least 1; got 0"]),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from tfqat.errors import NotCalibratedError, TrainingError
 from tfqat.quantize import state
 from tfqat.quantize.apply import quantize_model
 from tfqat.recipe.modifiers import QatPlan, qat_plan
+from tfqat.training.compile import qat_compile
 from tfqat.training.evaluate import evaluate
-from tfqat.training.fit import fine_tune, qat_compile
+from tfqat.training.fit import fine_tune
 
 RNG = np.random.default_rng(4)
 CENTRES = RNG.normal(0, 1.5, (4, 6))
@@ -124,6 +126,9 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "adam without weight decay": ({"optimizer": {"name": "adam"}, "training": {"weight_decay": 0.0}}, "Adam", {"weight_decay": None}),
     "adamw": ({"optimizer": {"name": "adamw"}}, "AdamW", {"weight_decay": 1e-4}),
     "adamw without weight decay": ({"optimizer": {"name": "adamw"}, "training": {"weight_decay": 0.0}}, "AdamW", {"weight_decay": 0.0}),
+    "rmsprop": ({"optimizer": {"name": "rmsprop", "momentum": 0.5}}, "RMSprop", {"momentum": 0.5, "weight_decay": 1e-4}),
+    "own weight decay": ({"weight_decay": 0.5}, "SGD", {"weight_decay": 0.5}),
+    "clipped gradients": ({"clip_norm": 2.0}, "SGD", {"global_clipnorm": 2.0}),
     "ema": ({"ema": True, "disable_phase_callbacks": False}, "SGD", {"use_ema": True}),
     "ema disabled": ({"ema": True}, "SGD", {"use_ema": False}),
 }
@@ -137,7 +142,11 @@ def shared() -> Any:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer(name: str, shared: Any) -> None:
     qat, kind, expected = OPTIMIZERS[name]
-    assert qat_compile(shared, plan(**qat), LOSS, ["accuracy"]) is shared
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert qat_compile(shared, plan(**qat), LOSS, ["accuracy"]) is shared
+    texts = [str(warning.message) for warning in caught]
+    assert [text.split(" divides each step")[0] for text in texts] == ([f"qat.optimizer: {kind.lower()}"] if kind != "SGD" else [])
     optimizer = shared.optimizer
     assert type(optimizer).__name__ == kind
     assert {key: getattr(optimizer, key) for key in expected} == pytest.approx(expected)
