@@ -83,9 +83,10 @@ def fake_quantize(x: Any, amax: Any, spec: QuantSpec, *, gradient: Gradient = "c
     @tf.custom_gradient
     def rounded(x: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
         scale = _along_axes(scale, x, spec, x.dtype)
+        passes = None if gradient == "pass_through" else _inside(x, scale, spec)
 
         def backward(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
-            return (dy if gradient == "pass_through" else dy * tf.cast(_inside(x, scale, spec), dy.dtype)), None
+            return dy if passes is None else _masked(dy, passes), None
 
         return _rounded(x, scale, spec.lo, spec.hi), backward
 
@@ -115,8 +116,11 @@ def fake_quantize_relu(z: Any, amax: Any, spec: QuantSpec, *, cap: float | None 
         if cap is not None:
             hi = tf.minimum(hi, tf.round(tf.constant(cap, z.dtype) / scale))
 
+        upper = _upper(scale, spec, cap, gradient)
+        passes = z > 0.0 if upper is None else tf.logical_and(z > 0.0, z < upper)
+
         def backward(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
-            return _relu_gradient(dy, z, _upper(scale, spec, cap, gradient)), None
+            return _masked(dy, passes), None
 
         return _rounded(z, scale, 0, hi), backward
 
@@ -197,11 +201,12 @@ def _upper(scale: tf.Tensor, spec: QuantSpec, cap: float | None, gradient: Gradi
     return functools.reduce(tf.minimum, limits) if limits else None
 
 
-def _relu_gradient(dy: tf.Tensor, z: tf.Tensor, upper: tf.Tensor | None) -> tf.Tensor:
-    """dy where 0 < z < upper, else 0: in one kernel, which knows the limits 0 and 6."""
-    if upper is None:
-        return tf.raw_ops.ReluGrad(gradients=dy, features=z)
-    return tf.raw_ops.Relu6Grad(gradients=dy, features=z * (6.0 / upper))
+def _masked(dy: tf.Tensor, passes: tf.Tensor) -> tf.Tensor:
+    """dy where it passes, else 0. Between the two passes only the mask is kept, of one byte for a value: neither the tensor, nor the
+    mask as floats, which TensorFlow would compute as soon as it can and not when dy is there."""
+    with tf.control_dependencies([dy]):
+        factor = tf.cast(passes, dy.dtype)
+    return dy * factor
 
 
 def _sum_per_scale(values: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
