@@ -12,6 +12,9 @@ from typing import Any
 
 from tfqat.errors import RunDirectoryError
 
+TEMPORARY = ".writing-"
+"""What the names of files begin with that are not written to their end."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -21,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
         RunDirectoryError: the folder cannot be written; names it.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.stem}-", suffix=path.suffix, dir=path.parent)
     except OSError as error:
         raise RunDirectoryError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
     os.close(handle)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 
 from tfqat import files
@@ -22,7 +23,7 @@ from tfqat.progress import Progress, Silent
 from tfqat.recipe.load import dump_recipe, load_recipe, recipe_hash
 from tfqat.recipe.schema import Recipe, SensitivityConfig
 from tfqat.report.html import write_report
-from tfqat.run_directory import RunDirectory, versions
+from tfqat.run_directory import RunDirectory, read_json, versions
 from tfqat.stages import calibration, engine, graph, quantized_model, sensitivity
 from tfqat.stages.under_way import Run
 from tfqat.training.fit import QatResult
@@ -59,6 +60,7 @@ def run(
     overrides: Sequence[str] = (),
     out: str | Path = "runs",
     unsafe: bool = False,
+    resume: str | Path | None = None,
     progress: Progress | None = None,
     on_placement: Callable[[Placement], None] = lambda placement: None,
 ) -> RunResult:
@@ -69,6 +71,7 @@ def run(
         overrides: such as `quantization.activations.percentile=99.9`, for a path.
         out: the folder that gets the run directory.
         unsafe: also load Lambda layers, whose Python code comes from the model file and can do anything.
+        resume: the directory of a run of the same recipe that was cut off; it goes on from its last complete stage and epoch.
         progress: who is told; None tells nobody.
         on_placement: called with the placement before anything is computed with it.
 
@@ -80,7 +83,7 @@ def run(
             is done; later the run directory is kept, its manifest marked `incomplete`, and a note of the exception names it.
         KeyboardInterrupt: the run directory is kept, as above.
     """
-    with _opened(recipe, overrides, out=out, unsafe=unsafe, progress=progress, on_placement=on_placement) as current:
+    with _opened(recipe, overrides, out=out, unsafe=unsafe, resume=resume, progress=progress, on_placement=on_placement) as current:
         return _stages(current)
 
 
@@ -129,6 +132,7 @@ def _opened(
     out: str | Path,
     unsafe: bool,
     progress: Progress | None,
+    resume: str | Path | None = None,
     on_placement: Callable[[Placement], None] = lambda placement: None,
     ptq_only: bool = False,
     sensitivity: bool = False,
@@ -145,16 +149,22 @@ def _opened(
         loaded = loaded.model_copy(update={"ptq_only": True})
     if sensitivity and loaded.sensitivity is None:
         loaded = loaded.model_copy(update={"sensitivity": SensitivityConfig()})
+    earlier = None if resume is None else RunDirectory.reopen(Path(resume), recipe_hash=recipe_hash(loaded))
     tf_keras.utils.set_random_seed(loaded.seed)
+    if loaded.deterministic:
+        tf.config.experimental.enable_op_determinism()
     with progress.stage("Load model and data") as advance:
         inputs = load_inputs(loaded, origin, advance)
     on_placement(inputs.placement)
-    directory = RunDirectory.create(
+    directory = earlier or RunDirectory.create(
         Path(out), Path(origin.file).stem or "run", recipe_hash=recipe_hash(loaded), seed=loaded.seed, recipe_folder=origin.folder
     )
     with directory.log() as write_log:
-        current = Run(directory=directory, inputs=inputs, progress=progress, write_log=write_log)
+        current = Run(directory=directory, inputs=inputs, origin=origin, progress=progress, write_log=write_log)
         try:
+            if earlier is not None:
+                current.restore()
+                current.say(f"resuming behind: {', '.join(current.done) or 'nothing yet'}")
             yield current
         except BaseException as error:
             current.give_up(error)
@@ -162,12 +172,12 @@ def _opened(
 
 
 def _stages(run: Run) -> RunResult:
-    _begin(run)
-    quantized_model.evaluate_float(run)
-    qmodel, _, _ = _placed(run)
-    quantized_model.measure(run, qmodel)
+    if not run.done:
+        _begin(run)
+    qmodel = _ptq(run)
     calibrated = qmodel.get_weights()
     qat = quantized_model.fine_tune_model(run, qmodel)
+    quantized_model.train_control(run)
     exported, model = quantized_model.choose(run, qmodel, qat, calibrated)
     export = graph.export(run, model)
     graph.run_onnx(run, model, export)
@@ -186,6 +196,20 @@ def _stages(run: Run) -> RunResult:
     )
 
 
+def _ptq(run: Run) -> Any:
+    """The calibrated model, measured and saved; of a run that goes on, as it was saved."""
+    if "ptq" in run.done:
+        calibration.restore_placement(run)
+        return run.load_model("quantized.keras")
+    if "float" not in run.done:
+        quantized_model.evaluate_float(run)
+        run.finish("float")
+    qmodel, _, _ = _placed(run)
+    quantized_model.measure(run, qmodel)
+    run.finish("ptq")
+    return qmodel
+
+
 def _calibrated(run: Run) -> tuple[Any, Calibration]:
     """The calibrated and corrected model of the placement as planned."""
     calibration.equalize_model(run)
@@ -196,9 +220,16 @@ def _calibrated(run: Run) -> tuple[Any, Calibration]:
 
 def _placed(run: Run) -> tuple[Any, Calibration, Sensitivity | None]:
     """The calibrated and corrected model, of the placement that sensitivity analysis leads to if the recipe asks for it."""
-    qmodel, ranges = _calibrated(run)
+    if "calibrated" in run.done:
+        calibration.restore_placement(run)
+        qmodel, ranges = run.load_model("quantized.keras"), Calibration.from_dict(read_json(run.directory.path, "calibration.json"))
+    else:
+        qmodel, ranges = _calibrated(run)
     if run.inputs.recipe.sensitivity is None:
         return qmodel, ranges, None
+    if "calibrated" not in run.done:  # sensitivity can take longer than all the rest
+        run.save_model(qmodel, "quantized.keras")
+        run.finish("calibrated")
     found = sensitivity.analyse(run, qmodel)
     if found.placement is not None and found.lines:
         qmodel, ranges = calibration.replace_placement(run, ranges, found.placement)
@@ -225,4 +256,4 @@ def _end(run: Run) -> None:
     with run.stage("report", "Write report"):
         write_report(run.directory.path)
     run.save_metrics()
-    run.directory.mark("complete", stage="report")
+    run.end()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from tfqat import files
 from tfqat.errors import RunDirectoryError
 
-MANIFEST = "manifest.json"
+MANIFEST, LOG = "manifest.json", "run.log"
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tf2onnx", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13-libs")
 
 
@@ -56,13 +58,42 @@ class RunDirectory:
             "working_directory": str(Path.cwd()),
             "started": started.isoformat(timespec="seconds"),
             "versions": versions(),
+            "git": _git_state(recipe_folder),
         }
         directory = cls(path, manifest)
         directory.mark("running", stage="load")
         return directory
 
+    @classmethod
+    def reopen(cls, path: Path, *, recipe_hash: str) -> RunDirectory:
+        """The directory of a run that was cut off, to go on with it; what half-written files it left is removed.
+
+        Raises:
+            RunDirectoryError: it is not one, its run is complete, or it is of another recipe.
+        """
+        manifest = read_json(path, MANIFEST)
+        if manifest.get("status") == "complete":
+            raise RunDirectoryError(f"the run in {path} is complete; leave out --resume to run the recipe again")
+        if manifest.get("recipe_hash") != recipe_hash:
+            raise RunDirectoryError(
+                f"the run in {path} is of another recipe, or with other --set values: resume it with those it was started with "
+                f"({path / 'recipe.yaml'} has them), or leave out --resume"
+            )
+        for left in path.glob(f"{files.TEMPORARY}*"):
+            left.unlink()
+        directory = cls(path, manifest)
+        directory._manifest.setdefault("resumed", []).append(datetime.now(UTC).isoformat(timespec="seconds"))
+        directory.mark("running", stage="load")
+        return directory
+
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    def complete(self) -> None:
+        """Write the manifest of a run that has ended, with the checksum of every file but the log and itself."""
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOG))
+        self._manifest["sha256"] = {str(path.relative_to(self.path)): _sha256(path) for path in paths}
+        self.mark("complete", stage="report")
 
     def mark(self, status: str, *, stage: str) -> None:
         """Write the manifest with the status and the stage that is under way, or was the last."""
@@ -76,7 +107,7 @@ class RunDirectory:
     @contextlib.contextmanager
     def log(self) -> Iterator[Any]:
         """`run.log`, open for appending; gives a function that writes one line with its time."""
-        with (self.path / "run.log").open("a", encoding="utf-8") as stream:
+        with (self.path / LOG).open("a", encoding="utf-8") as stream:
 
             def write(text: str) -> None:
                 stream.write(f"{datetime.now(UTC):%H:%M:%S} {text}\n")
@@ -120,3 +151,21 @@ def _new_folder(parent: Path, stem: str) -> Path:
             path.mkdir()
             return path
     raise RunDirectoryError(f"{parent} holds 999 runs of the same second")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit that the recipe's folder is at, and whether files differ from it; None where there is no Git or no repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -150,7 +150,14 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-_STAGES = (("float", "float"), ("ptq", "PTQ"), ("qat", "QAT"), ("onnx", "ONNX, as written"), ("onnx_deployed", "ONNX Runtime, fused"))
+_STAGES = (
+    ("float", "float"),
+    ("control", "float, trained on"),
+    ("ptq", "PTQ"),
+    ("qat", "QAT"),
+    ("onnx", "ONNX, as written"),
+    ("onnx_deployed", "ONNX Runtime, fused"),
+)
 
 
 def parity_table(parity: ParityReport) -> Table:

@@ -38,6 +38,11 @@ class QuantizeWrapper(QuantizeWrapperV2):  # type: ignore[misc]
         object.__setattr__(self, "_weight_vars", weight_vars)
         self.built = True
 
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """The layer's, then a range that is trained: so `weights` has the same order whether it is or not."""
+        return list(self._dedup_weights(self.layer.trainable_weights + self._trainable_weights))
+
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
         """The layer's output, computed with quantized weights."""
         variables = [weight for weight, _, _ in self._weight_vars]

@@ -228,6 +228,7 @@ class Recipe(Block):
     export: ExportConfig = Field(default=ExportConfig(), description="The ONNX file.")
     compile: CompileConfig = Field(default=CompileConfig(), validate_default=True, description="The TensorRT engine.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of every random number generator.")
+    deterministic: bool = Field(default=False, description="Have TensorFlow run only operations that give the same bits every time.")
 
     @field_validator("version", mode="before")
     @classmethod

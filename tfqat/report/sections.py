@@ -14,9 +14,17 @@ from tfqat.report import formats
 from tfqat.report.calibration_view import CalibratedPoint
 from tfqat.report.view import STAGES, Engine, EngineLayer, RunView
 
-STAGE_LABELS = {"float": "Float", "ptq": "PTQ", "qat": "QAT", "onnx": "ONNX, literal", "onnx_deployed": "ONNX, deployed"}
+STAGE_LABELS = {
+    "float": "Float",
+    "ptq": "PTQ",
+    "control": "Float, trained on",
+    "qat": "QAT",
+    "onnx": "ONNX, literal",
+    "onnx_deployed": "ONNX, deployed",
+}
 STAGE_NOTES = {
     "float": "the trained Keras model",
+    "control": "the float model, trained on the same schedule as QAT",
     "ptq": "calibrated, not trained",
     "qat": "fine-tuned with fake quantization",
     "onnx": "the exported graph, executed as written",
@@ -80,6 +88,8 @@ def stage_cards(view: RunView) -> list[Card]:
     cards = []
     for stage in STAGES:
         value = stages.get(stage, {}).get(metric)
+        if value is None and stage == "control":  # few runs have one
+            continue
         if value is None:
             note = "not run"
         elif stage == "float":

@@ -11,7 +11,7 @@ from tfqat.report.calibration_view import Calibration
 from tfqat.report.fields import numbers
 from tfqat.report.sensitivity_view import Sensitivity
 
-STAGES = ("float", "ptq", "qat", "onnx", "onnx_deployed")
+STAGES = ("float", "control", "ptq", "qat", "onnx", "onnx_deployed")
 
 
 @dataclass(frozen=True, kw_only=True)

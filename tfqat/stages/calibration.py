@@ -20,6 +20,7 @@ from tfqat.placement.planner import plan
 from tfqat.progress import counted
 from tfqat.quantize import state
 from tfqat.quantize.apply import quantize_model
+from tfqat.run_directory import read_json
 from tfqat.spec import Calibrator
 from tfqat.stages.under_way import Run
 
@@ -62,6 +63,14 @@ def replace_placement(run: Run, calibration: Calibration, placement: Placement) 
     apply(qmodel, moved)
     _write(run, moved)
     return qmodel, moved
+
+
+def restore_placement(run: Run) -> None:
+    """Go on with the placement, and the equalized model, of the part of the run that is done."""
+    placement = Placement.from_dict(read_json(run.directory.path, "placement.json"))
+    equalize_model(run)
+    run.inputs = replace(run.inputs, placement=placement)
+    files.write_json(run.directory / "placement.json", placement.to_dict())
 
 
 def correct_model(run: Run, qmodel: Any) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from tfqat.stages.under_way import Run
+import tf_keras
+
+from tfqat.inputs import load_data
+from tfqat.models import graph as model_graph
+from tfqat.stages.under_way import CHECKPOINTS, Run
 from tfqat.training.callbacks import Ticker
 from tfqat.training.fit import QatResult, fine_tune
 
@@ -23,28 +28,65 @@ def measure(run: Run, qmodel: Any) -> None:
 
 def fine_tune_model(run: Run, qmodel: Any) -> QatResult | None:
     """Fine-tune the calibrated model in place, measure and save it; None if the recipe is `ptq_only`."""
-    inputs, schedule = run.inputs, run.inputs.schedule
-    if schedule is None or inputs.train is None:
+    schedule = run.inputs.schedule
+    if schedule is None:
         run.say("ptq_only: no fine-tuning")
         return None
+    if "qat" in run.done:
+        qmodel.set_weights(run.load_model("qat.keras").get_weights())
+        return QatResult(**run.done["qat"])
+    for text in schedule.warnings:
+        run.warn(text)
     baseline = _on_validation(run, qmodel)[run.first_metric]
-    title = f"Fine-tune {schedule.epochs} epochs of {schedule.steps_per_epoch} steps"
-    with run.stage("qat", title, schedule.total_steps) as advance:
-        result = fine_tune(
-            qmodel,
+    result = _train(run, qmodel, "qat", "Fine-tune", baseline, history="history.csv", checkpoint=CHECKPOINTS[0], teacher=run.inputs.model)
+    run.save_model(qmodel, "qat.keras")
+    run.measure("qat", run.evaluate("qat", "Evaluate QAT", qmodel, run.inputs.test))
+    run.finish("qat", **asdict(result))
+    return result
+
+
+def train_control(run: Run) -> None:
+    """Train the float model on the same schedule, if the recipe asks for it, and measure it: what training longer gains by itself."""
+    if run.inputs.schedule is None or not run.inputs.recipe.qat.control or "control" in run.done:
+        return
+    model = model_graph.rebuild(run.inputs.model)
+    model_graph.copy_weights(run.inputs.model, model)
+    data = run.inputs.validation
+    name = run.first_metric
+    baseline = run.measured["float"] if data is run.inputs.test else run.evaluate("control", "Evaluate float on validation", model, data)
+    result = _train(run, model, "control", "Train the control", baseline[name], history="history-control.csv", checkpoint=CHECKPOINTS[1])
+    if not result.beat_ptq:
+        model_graph.copy_weights(run.inputs.model, model)
+    run.measure("control", run.evaluate("control", "Evaluate control", model, run.inputs.test))
+    run.finish("control")
+
+
+def _train(
+    run: Run, model: Any, stage: str, verb: str, baseline: float, *, history: str, checkpoint: str, teacher: Any = None
+) -> QatResult:
+    """Train on the schedule. Every training begins with the seed and with data loaded anew: so a run that goes on reads the same."""
+    inputs, schedule = run.inputs, run.inputs.schedule
+    assert schedule is not None  # the callers looked
+    recipe = inputs.recipe
+    title = f"{verb} {schedule.epochs} epochs of {schedule.steps_per_epoch} steps"
+    with run.stage(stage, title, schedule.total_steps) as advance:
+        tf_keras.utils.set_random_seed(recipe.seed)
+        return fine_tune(
+            model,
             schedule,
-            inputs.train.dataset,
+            load_data(recipe, "train", run.origin, inputs.model).dataset,
             inputs.validation.dataset,
             loss=inputs.loss,
-            metrics=inputs.recipe.training.metrics,
+            metrics=recipe.training.metrics,
             monitor=f"val_{run.first_metric}",
             baseline=baseline,
-            history=run.directory / "history.csv",
+            history=run.directory / history,
+            teacher=teacher,
+            checkpoint=run.directory / checkpoint,
+            checkpoint_steps=recipe.qat.checkpoint_steps,
+            seed=recipe.seed,
             callbacks=[Ticker(on_train=advance)],
         )
-    run.save_model(qmodel, "qat.keras")
-    run.measure("qat", run.evaluate("qat", "Evaluate QAT", qmodel, inputs.test))
-    return result
 
 
 def choose(run: Run, qmodel: Any, qat: QatResult | None, calibrated: Sequence[Any]) -> tuple[str, Any]:

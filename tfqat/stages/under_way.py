@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,27 +11,63 @@ from typing import Any
 
 from tfqat import files
 from tfqat.datasets import Data, reading
-from tfqat.errors import TfqatError
-from tfqat.inputs import Inputs
+from tfqat.errors import RunDirectoryError, TfqatError
+from tfqat.inputs import Inputs, Origin, custom_objects
 from tfqat.progress import Advance, Progress
-from tfqat.run_directory import RunDirectory
+from tfqat.quantize.load import load_model
+from tfqat.run_directory import RunDirectory, read_json
 from tfqat.training.callbacks import Ticker
 from tfqat.training.evaluate import evaluate
 
 _DIGITS = 6
+STATE = "state.json"
+CHECKPOINTS = ("checkpoint.npz", "checkpoint-control.npz")
 
 
 @dataclass
 class Run:
-    """What the stages of one run share. `measured` holds every value as it was computed; `metrics.json` has it rounded."""
+    """What the stages of one run share. `measured` holds every value as it was computed; `metrics.json` has it rounded.
+
+    `done` are the stages whose result lies in the directory, each with what else is needed to go on from it.
+    """
 
     directory: RunDirectory
     inputs: Inputs
+    origin: Origin
     progress: Progress
     write_log: Callable[[str], None]
     metrics: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
     stage_name: str = "load"
+    done: dict[str, Any] = field(default_factory=dict)
+    resumed: bool = False
+
+    def finish(self, stage: str, **result: Any) -> None:
+        """Note that a stage's result is written, so that a run that is cut off goes on behind it."""
+        self.done[stage] = result
+        files.write_json(self.directory / STATE, {"done": self.done, "measured": self.measured, "metrics": self.metrics})
+
+    def restore(self) -> None:
+        """What `finish` noted last, of a run that was cut off.
+
+        Raises:
+            RunDirectoryError: the file is corrupt.
+        """
+        self.resumed = True
+        if (self.directory / STATE).exists():
+            known = read_json(self.directory.path, STATE)
+            self.done, self.measured, self.metrics = known["done"], known["measured"], known["metrics"]
+
+    def load_model(self, name: str) -> Any:
+        """A model that this run has written."""
+        recipe = self.inputs.recipe
+        return load_model(self.directory / name, custom_objects(recipe, self.origin), unsafe=self.origin.unsafe)
+
+    def end(self) -> None:
+        """Remove what only a run that goes on needs, and say that this one is complete."""
+        for name in (STATE, *CHECKPOINTS):
+            (self.directory / name).unlink(missing_ok=True)
+        self.directory.complete()
 
     @contextmanager
     def stage(self, name: str, title: str, total: int | None = None) -> Iterator[Advance]:
@@ -80,7 +117,9 @@ class Run:
         """Write a Keras model."""
         with files.replacing(self.directory / name) as temporary:
             model.save(temporary)
-        self.metrics.setdefault("files", []).append(name)
+        known = self.metrics.setdefault("files", [])
+        if name not in known:
+            known.append(name)
 
     @property
     def first_metric(self) -> str:
@@ -91,8 +130,12 @@ class Run:
     def give_up(self, error: BaseException) -> None:
         """Leave nothing if there is no result yet; else keep what there is, mark it, and have the error say where it lies."""
         self.write_log(f"stopped in stage {self.stage_name}: {type(error).__name__}: {error}")
-        if isinstance(error, TfqatError) and not (self.directory / "calibration.json").exists():
+        if isinstance(error, TfqatError) and not self.resumed and not (self.directory / "calibration.json").exists():
             self.directory.discard()
             return
-        self.directory.mark("incomplete", stage=self.stage_name)
-        error.add_note(f"what the run had made is kept in {self.directory.path}, whose manifest.json says `incomplete`")
+        with contextlib.suppress(RunDirectoryError):  # a full disk is the error already
+            self.directory.mark("incomplete", stage=self.stage_name)
+        error.add_note(
+            f"what the run had made is kept in {self.directory.path}, whose manifest.json says `incomplete`; "
+            f"`--resume {self.directory.path}` goes on from there"
+        )

@@ -20,6 +20,7 @@ def run(
     set_: Overrides = None,
     out: Annotated[Path, typer.Option("--out", help="The folder that gets the run directory.")] = Path("runs"),
     unsafe: Unsafe = False,
+    resume: Annotated[Path | None, typer.Option("--resume", help="The directory of a run that was cut off; it goes on.")] = None,
 ) -> None:
     """Quantize, calibrate, fine-tune, export, prove and compile a model, as the recipe says."""
     from rich.console import Console
@@ -38,6 +39,7 @@ def run(
             overrides=set_ or (),
             out=out,
             unsafe=unsafe,
+            resume=resume,
             progress=stages,
             on_placement=lambda placement: console.print(display.placement_table(placement)),
         )

@@ -65,6 +65,7 @@ DEFAULTS = {
     "export": {"opset": 17, "fold_batchnorm": True},
     "compile": {"enabled": True, "backend": "auto", "batch": [1, 8, 32], "compute_capabilities": ["SM86", "SM89"]},
     "seed": 0,
+    "deterministic": False,
     "version": 1,
 }
 

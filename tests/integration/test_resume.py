@@ -1,0 +1,194 @@
+"""A run that is cut off goes on with `resume`, and ends with the model that it would have ended with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tfqat
+from tfqat.errors import RunDirectoryError
+
+DROPOUT = """
+import tensorflow as tf
+import tf_keras
+from data import train as plain
+
+def shuffled():
+    return plain().unbatch().shuffle(768).batch(64)
+
+def model():
+    trained = tf_keras.models.load_model("FOLDER/float.keras")
+    pool = trained.get_layer("pool").output
+    return tf_keras.Model(trained.input, trained.get_layer("logits")(tf_keras.layers.Dropout(0.3, name="dropout")(pool)))
+"""
+SETTINGS = ["training.epochs=30", "compile.enabled=false", "deterministic=true"]
+
+
+class Cut(BaseException):
+    """What ends a run in the middle."""
+
+
+class Cutting:
+    """A progress that raises in the stage whose title begins with `title`, at its nth step; before the stage for 0."""
+
+    def __init__(self, title: str, step: int) -> None:
+        self.title, self.step = title, step
+        self.titles: list[str] = []
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        self.titles.append(title)
+        left = self.step if title.startswith(self.title) else -1
+        if left == 0:
+            raise Cut(title)
+
+        def advance() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Cut(title)
+
+        yield advance
+
+    def message(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def project(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny project with data that are shuffled anew in each epoch, and a model with a Dropout."""
+    folder = tmp_path_factory.mktemp("resume")
+    for name in ("tiny.yaml", "data.py", "float.keras"):
+        (folder / name).write_bytes((tiny_project / name).read_bytes())
+    (folder / "more.py").write_text(DROPOUT.replace("FOLDER", str(folder)))
+    return folder
+
+
+def settings(project: Path, **more: str) -> list[str]:
+    added = {"data.train": f"{project}/more.py:shuffled", "model.source": f"{project}/more.py:model"} | more
+    return [*SETTINGS, *(f"{key}={value}" for key, value in added.items())]
+
+
+@pytest.fixture(scope="module")
+def reference(project: Path) -> Any:
+    """The run that nothing cuts off."""
+    sys.path.insert(0, str(project))
+    return tfqat.run(project / "tiny.yaml", overrides=settings(project), out=project / "reference")
+
+
+def weights(directory: Path) -> list[np.ndarray]:
+    found: list[np.ndarray] = tfqat.load_model(directory / "qat.keras").get_weights()
+    return found
+
+
+def assert_same(directory: Path, other: Path) -> None:
+    assert all(np.array_equal(one, two) for one, two in zip(weights(directory), weights(other), strict=True))
+    one, two = (json.loads((path / "metrics.json").read_text()) for path in (directory, other))
+    assert {name: one[name] for name in ("float", "ptq", "qat", "onnx")} == {name: two[name] for name in ("float", "ptq", "qat", "onnx")}
+    assert (directory / "history.csv").read_text().count("\n") == (other / "history.csv").read_text().count("\n")
+
+
+CUTS = {
+    "before calibration": ("Calibrate", 0, "Calibrate"),
+    "in calibration": ("Calibrate", 2, "Calibrate"),
+    "before the calibrated model is measured": ("Evaluate PTQ", 0, "Calibrate"),
+    "in the first epoch": ("Fine-tune", 7, "Fine-tune"),
+    "in the third epoch": ("Fine-tune", 60, "Fine-tune"),
+    "before the trained model is measured": ("Evaluate QAT", 0, "Fine-tune"),
+    "in the export": ("Export", 0, "Export"),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_run_that_was_cut_off_ends_as_it_would_have(cut: str, project: Path, reference: Any, tmp_path: Path) -> None:
+    title, step, next_stage = CUTS[cut]
+    with pytest.raises(Cut) as caught:
+        tfqat.run(project / "tiny.yaml", overrides=settings(project), out=tmp_path, progress=Cutting(title, step))
+    (directory,) = tmp_path.iterdir()
+    assert f"--resume {directory}` goes on from there" in caught.value.__notes__[0]
+    progress = Cutting("nothing", 0)
+    resumed = tfqat.run(project / "tiny.yaml", overrides=settings(project), resume=directory, out=tmp_path, progress=progress)
+    assert resumed.directory == directory
+    assert next(one for one in progress.titles if not one.startswith(("Load", "Evaluate float"))).startswith(next_stage)
+    assert_same(directory, reference.directory)
+    assert {path.name for path in directory.iterdir()} == {path.name for path in reference.directory.iterdir()}
+
+
+def test_a_run_goes_on_within_an_epoch(tiny_project: Path, tmp_path: Path) -> None:
+    """Without Dropout, whose random numbers begin anew with each epoch."""
+    chosen = [*SETTINGS, "qat.checkpoint_steps=5", "qat.batchnorm={freeze_after: 0.4}", "qat.amax.weights=learned"]
+    whole = tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "whole")
+    with pytest.raises(Cut):
+        tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "cut", progress=Cutting("Fine-tune", 38))
+    (directory,) = (tmp_path / "cut").iterdir()
+    tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, resume=directory)
+    assert_same(directory, whole.directory)
+
+
+def test_the_control_is_trained_on_the_same_schedule_and_goes_on_too(tiny_project: Path, tmp_path: Path) -> None:
+    chosen = [*SETTINGS, "qat.control=true"]
+    whole = tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "whole")
+    with pytest.raises(Cut):
+        tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "cut", progress=Cutting("Train the control", 60))
+    (directory,) = (tmp_path / "cut").iterdir()
+    resumed = tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, resume=directory)
+    assert resumed.metrics["control"] == whole.metrics["control"] != whole.metrics["float"]
+    assert (directory / "history-control.csv").read_text().count("\n") == 4
+    assert "Float, trained on" in (directory / "report.html").read_text()
+
+
+def test_a_run_that_was_killed_goes_on(project: Path, reference: Any, tmp_path: Path) -> None:
+    """SIGKILL, as soon as there is a checkpoint of the first epoch."""
+    options = [part for value in settings(project) for part in ("--set", value)]
+    command = [sys.executable, "-m", "tfqat_cli", "run", str(project / "tiny.yaml"), "--out", str(tmp_path), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=None, cwd=project)
+    until = time.monotonic() + 200
+    while not list(tmp_path.glob("*/checkpoint.npz")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (directory,) = tmp_path.iterdir()
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "running"
+    done = subprocess.run([*command, "--resume", str(directory)], capture_output=True, text=True, cwd=project, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same(directory, reference.directory)
+
+
+def test_the_manifest_has_checksums_and_the_state_of_git(reference: Any) -> None:
+    import hashlib
+
+    manifest = json.loads((reference.directory / "manifest.json").read_text())
+    names = {path.name for path in reference.directory.iterdir()} - {"manifest.json", "run.log"}
+    assert set(manifest["sha256"]) == names
+    assert all(hashlib.sha256((reference.directory / name).read_bytes()).hexdigest() == value for name, value in manifest["sha256"].items())
+    assert "git" in manifest
+
+
+def test_what_cannot_be_resumed(project: Path, reference: Any, tmp_path: Path) -> None:
+    recipe = project / "tiny.yaml"
+    with pytest.raises(RunDirectoryError, match=r"is complete; leave out --resume to run the recipe again"):
+        tfqat.run(recipe, overrides=settings(project), resume=reference.directory)
+    with pytest.raises(RunDirectoryError, match=r"has no manifest\.json"):
+        tfqat.run(recipe, resume=tmp_path)
+    with pytest.raises(Cut):
+        tfqat.run(recipe, overrides=settings(project), out=tmp_path, progress=Cutting("Fine-tune", 30))
+    (directory,) = tmp_path.iterdir()
+    with pytest.raises(RunDirectoryError, match=r"is of another recipe, or with other --set values"):
+        tfqat.run(recipe, resume=directory)
+    (directory / "checkpoint.npz").write_bytes(b"PK")
+    with pytest.raises(RunDirectoryError, match=r"checkpoint\.npz cannot be read: .*; delete it, and fine-tuning starts anew"):
+        tfqat.run(recipe, overrides=settings(project), resume=directory)
+    assert (directory / "quantized.keras").exists()  # nothing is lost
+    (directory / "checkpoint.npz").unlink()
+    tfqat.run(recipe, overrides=settings(project), resume=directory)
+    assert_same(directory, reference.directory)
