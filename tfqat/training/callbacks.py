@@ -75,7 +75,10 @@ class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
             )
         if self.plan.steps_per_epoch is None:
             if not steps:
-                raise TrainingError("the number of steps per epoch is not known: give training.steps_per_epoch, or data of a known length")
+                raise TrainingError(
+                    "the number of steps per epoch is not known: give qat_plan the number of examples, or training.steps_per_epoch, "
+                    "or fit data of a known length"
+                )
             self.plan = self.plan.with_steps(int(steps))
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
