@@ -109,7 +109,10 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
+SAMPLE = ("in the third epoch", "in the export")
+
+
+@pytest.mark.parametrize("cut", [pytest.param(cut, marks=[] if cut in SAMPLE else pytest.mark.sweep) for cut in CUTS])
 def test_a_run_that_was_cut_off_ends_as_it_would_have(cut: str, project: Path, reference: Any, tmp_path: Path) -> None:
     title, step, next_stage = CUTS[cut]
     with pytest.raises(Cut) as caught:
@@ -135,6 +138,7 @@ def test_a_run_goes_on_within_an_epoch(tiny_project: Path, tmp_path: Path) -> No
     assert_same(directory, whole.directory)
 
 
+@pytest.mark.sweep
 def test_the_control_is_trained_on_the_same_schedule_and_goes_on_too(tiny_project: Path, tmp_path: Path) -> None:
     chosen = [*SETTINGS, "qat.control=true"]
     whole = tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "whole")
