@@ -179,6 +179,14 @@ class StopOnNaN(tf_keras.callbacks.Callback):  # type: ignore[misc]
     The loss alone does not tell: TensorFlow fuses MatMul, BiasAdd and Relu into one kernel that turns NaN into 0 (checked on 2.21, CPU).
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._saturated = ""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Note which weight saturates most: once the loss is NaN all of them are, and it cannot be told any more."""
+        self._saturated = _most_clipped(self.model)
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Look at the loss.
 
@@ -189,7 +197,7 @@ class StopOnNaN(tf_keras.callbacks.Callback):  # type: ignore[misc]
         if loss is not None and not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} at step {batch} of an epoch: lower qat.lr_decay_factor, and look for NaN in the training data; "
-                "the best weights so far are kept"
+                f"{self._saturated}the best weights so far are kept"
             )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -202,8 +210,25 @@ class StopOnNaN(tf_keras.callbacks.Callback):  # type: ignore[misc]
             if not np.all(np.isfinite(weight.numpy())):
                 raise TrainingError(
                     f"weight {weight.name!r} holds NaN or Inf after epoch {epoch + 1}: look for NaN in the training data, or lower "
-                    "qat.lr_decay_factor; the best weights so far are kept"
+                    f"qat.lr_decay_factor; {self._saturated}the best weights so far are kept"
                 )
+        self._saturated = _most_clipped(self.model)
+
+
+def _most_clipped(model: Any) -> str:
+    """Of which weight the range clips the largest share, for a message; empty if none is clipped."""
+    weights = [handle for handle in state.handles(model).values() if handle.weight is not None] if state.is_quantized(model) else []
+    shares = {handle.point.id: _clipped_share(handle) for handle in weights}
+    worst = max(shares, key=shares.__getitem__, default="")
+    return f"{worst!r} saturated most before, in {shares[worst]:.1%} of its values; " if shares.get(worst) else ""
+
+
+def _clipped_share(handle: state.Handle) -> float:
+    """The share of a weight's values that lie beyond the grid by half a step or more."""
+    spec = handle.point.spec
+    sizes = [size if axis in spec.axes else 1 for axis, size in enumerate(handle.weight.shape)]
+    limit = np.reshape(handle.amax, sizes) * (1 + 0.5 / spec.hi)
+    return float(np.mean(np.abs(handle.weight) > limit))
 
 
 class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]

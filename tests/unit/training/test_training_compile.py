@@ -115,6 +115,16 @@ def test_learned_ranges_are_trained_saved_and_not_decayed(activations: str, tmp_
     assert not any("amax" in variable.name for variable in frozen.trainable_variables)
 
 
+def test_a_loss_that_is_nan_names_the_weight_that_saturated() -> None:
+    qmodel, schedule = calibrated(), plan()
+    state.set_ranges(qmodel, {"conv2/kernel": 0.25 * state.ranges(qmodel)["conv2/kernel"]})
+    tfqat.qat_compile(qmodel, schedule, LOSS)
+    images = X.copy()
+    images[100] = np.nan
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 3 .*'conv2/kernel' saturated most before, in \d+\.\d% of its values"):
+        qmodel.fit(images, Y, batch_size=32, shuffle=False, epochs=1, callbacks=tfqat.qat_callbacks(schedule), verbose=0)
+
+
 def test_points_that_share_a_scale_keep_it() -> None:
     given = tf_keras.Input((8, 8, 3), name="image")
     branches = [layers.Conv2D(4, 3, padding="same", activation="relu", name=f"branch{number}")(given) for number in range(2)]
