@@ -9,7 +9,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,10 @@ class RunDirectory:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def complete(self) -> None:
-        """Write the manifest of a run that has ended, with the checksum of every file but the log and itself."""
-        paths = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOG))
+    def complete(self, *, leaving_out: Collection[str] = ()) -> None:
+        """Write the manifest of a run that has ended, with the checksum of every file but the log, itself, and those left out."""
+        skipped = {MANIFEST, LOG, *leaving_out}
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name not in skipped)
         self._manifest["sha256"] = {str(path.relative_to(self.path)): _sha256(path) for path in paths}
         self.mark("complete", stage="report")
 

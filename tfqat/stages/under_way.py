@@ -64,10 +64,10 @@ class Run:
         return load_model(self.directory / name, custom_objects(recipe, self.origin), unsafe=self.origin.unsafe)
 
     def end(self) -> None:
-        """Remove what only a run that goes on needs, and say that this one is complete."""
+        """Say that this run is complete, and remove what only one that goes on needs: in this order, as it may be killed between."""
+        self.directory.complete(leaving_out=(STATE, *CHECKPOINTS))
         for name in (STATE, *CHECKPOINTS):
             (self.directory / name).unlink(missing_ok=True)
-        self.directory.complete()
 
     @contextmanager
     def stage(self, name: str, title: str, total: int | None = None) -> Iterator[Advance]:
