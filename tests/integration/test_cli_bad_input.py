@@ -446,7 +446,8 @@ def test_an_error_that_keeps_the_run_names_its_directory(
         main()
     (directory,) = (project / "runs").iterdir()
     assert ended.value.code == 2
-    kept = f"what the run had made is kept in runs/{directory.name}, whose manifest.json says `incomplete`"
+    path = f"runs/{directory.name}"
+    kept = f"what the run had made is kept in {path}, whose manifest.json says `incomplete`; `--resume {path}` goes on from there"
     assert capsys.readouterr().err.splitlines()[-1] == kept
 
 

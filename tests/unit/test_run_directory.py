@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -77,7 +78,11 @@ def test_gives_up_after_999_runs_of_one_second(frozen: None, tmp_path: Path) -> 
 
 
 def test_the_manifest_of_a_new_run(frozen: None, tmp_path: Path) -> None:
-    assert manifest(create(tmp_path)) == {
+    made = manifest(create(tmp_path))
+    commit = subprocess.run(["git", "-C", "recipes", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    git = made.pop("git")
+    assert (git["commit"], type(git["changed"])) == (commit, bool) if commit else git is None
+    assert made == {
         "recipe_hash": "abc123",
         "seed": 7,
         "recipe_folder": str(Path("recipes").resolve()),
