@@ -76,14 +76,13 @@ def _trained(model: Any, teacher: Any, seed: int, qat: dict[str, Any]) -> float:
     if model is teacher:
         model = tfqat.strip(tfqat.quantize_model(teacher))
     tf_keras.utils.set_random_seed(seed)
-    train = _data("bundled_train")
-    plan = tfqat.qat_plan(TRAINING, qat, examples=sum(len(labels) for _, labels in train))
+    plan = tfqat.qat_plan(TRAINING, qat, examples=sum(len(labels) for _, labels in _data("bundled_train")))
     validation = _data("bundled_validation")
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
             model,
             plan,
-            train.shuffle(200, seed=seed),  # of whole batches, beside what the data function does itself
+            lambda: _data("bundled_train").shuffle(200, seed=seed),  # of whole batches, beside what the data function does itself
             validation,
             loss=LOSS,
             metrics=["accuracy"],

@@ -127,7 +127,7 @@ def fake_quantize_relu(z: Any, amax: Any, spec: QuantSpec, *, cap: float | None 
     return rounded(tf.convert_to_tensor(z), scale_from_amax(amax, spec))
 
 
-def learned_fake_quantize(x: Any, amax: Any, spec: QuantSpec, *, rule: Rule = "lsq") -> tf.Tensor:
+def learned_fake_quantize(x: Any, amax: Any, spec: QuantSpec, *, rule: Rule = "lsq", has_batch: bool = True) -> tf.Tensor:
     """fake_quantize(x) whose amax is trained: a gradient to amax beside that to x.
 
         lsq    damax = g / hi * sum of dy * (code - x / scale where lo < x / scale < hi, else lo or hi)
@@ -143,10 +143,11 @@ def learned_fake_quantize(x: Any, amax: Any, spec: QuantSpec, *, rule: Rule = "l
     Sources: Esser et al. 2020 (LSQ: equation 3, and the gradient scale of section 2.2); Choi et al. 2018 (PACT: equation 3).
 
     Args:
-        x: a float tensor; with one scale its first axis is the batch, with several it is a weight.
+        x: a float tensor.
         amax: float32, shape () or one entry per index along `spec.axes`.
         spec: the grid.
         rule: whose gradient.
+        has_batch: whether the first axis of `x` is the batch, as that of an activation is.
     """
 
     @tf.custom_gradient
@@ -159,7 +160,7 @@ def learned_fake_quantize(x: Any, amax: Any, spec: QuantSpec, *, rule: Rule = "l
             if rule == "pact":
                 return dy * inside, _sum_per_scale(dy * tf.cast(ratio >= spec.hi, dy.dtype), spec)
             found = _sum_per_scale(dy * (tf.round(ratio) - ratio * inside), spec)
-            return dy * inside, found * _lsq_factor(x, spec)
+            return dy * inside, found * _lsq_factor(x, spec, has_batch)
 
         return _rounded(x, scale, spec.lo, spec.hi), backward
 
@@ -214,12 +215,10 @@ def _sum_per_scale(values: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
     return tf.cast(tf.reduce_sum(values, axis=axes), tf.float32)
 
 
-def _lsq_factor(x: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+def _lsq_factor(x: tf.Tensor, spec: QuantSpec, has_batch: bool) -> tf.Tensor:
     """1 / (hi * sqrt(n * hi)): the gradient scale, and from scale to amax."""
-    shape = tf.shape(x)
-    shared = [axis for axis in range(x.shape.rank) if axis not in spec.axes]
-    counted = shared if spec.axes else shared[1:]
-    count = tf.cast(tf.reduce_prod(tf.gather(shape, counted)), tf.float32) if counted else tf.constant(1.0)
+    counted = [axis for axis in range(int(has_batch), x.shape.rank) if axis not in spec.axes]
+    count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), counted)), tf.float32) if counted else tf.constant(1.0)
     return 1.0 / (spec.hi * tf.sqrt(count * spec.hi))
 
 

@@ -23,7 +23,7 @@ from tfqat.progress import Progress, Silent
 from tfqat.recipe.load import dump_recipe, load_recipe, recipe_hash
 from tfqat.recipe.schema import Recipe, SensitivityConfig
 from tfqat.report.html import write_report
-from tfqat.run_directory import RunDirectory, read_json, versions
+from tfqat.run_directory import RunDirectory, versions
 from tfqat.stages import calibration, engine, graph, quantized_model, sensitivity
 from tfqat.stages.under_way import Run
 from tfqat.training.fit import QatResult
@@ -199,14 +199,14 @@ def _stages(run: Run) -> RunResult:
 def _ptq(run: Run) -> Any:
     """The calibrated model, measured and saved; of a run that goes on, as it was saved."""
     if "ptq" in run.done:
-        calibration.restore_placement(run)
+        calibration.restore_placement(run, "ptq")
         return run.load_model("quantized.keras")
     if "float" not in run.done:
         quantized_model.evaluate_float(run)
         run.finish("float")
     qmodel, _, _ = _placed(run)
     quantized_model.measure(run, qmodel)
-    run.finish("ptq")
+    run.finish("ptq", placement=run.inputs.placement.to_dict())
     return qmodel
 
 
@@ -220,16 +220,10 @@ def _calibrated(run: Run) -> tuple[Any, Calibration]:
 
 def _placed(run: Run) -> tuple[Any, Calibration, Sensitivity | None]:
     """The calibrated and corrected model, of the placement that sensitivity analysis leads to if the recipe asks for it."""
-    if "calibrated" in run.done:
-        calibration.restore_placement(run)
-        qmodel, ranges = run.load_model("quantized.keras"), Calibration.from_dict(read_json(run.directory.path, "calibration.json"))
-    else:
-        qmodel, ranges = _calibrated(run)
+    qmodel, ranges = calibration.restore_calibrated(run) if "calibrated" in run.done else _calibrated(run)
     if run.inputs.recipe.sensitivity is None:
         return qmodel, ranges, None
-    if "calibrated" not in run.done:  # sensitivity can take longer than all the rest
-        run.save_model(qmodel, "quantized.keras")
-        run.finish("calibrated")
+    calibration.keep_calibrated(run, qmodel, ranges)
     found = sensitivity.analyse(run, qmodel)
     if found.placement is not None and found.lines:
         qmodel, ranges = calibration.replace_placement(run, ranges, found.placement)

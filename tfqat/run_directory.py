@@ -83,7 +83,6 @@ class RunDirectory:
             left.unlink()
         directory = cls(path, manifest)
         directory._manifest.setdefault("resumed", []).append(datetime.now(UTC).isoformat(timespec="seconds"))
-        directory.mark("running", stage="load")
         return directory
 
     def __truediv__(self, name: str) -> Path:

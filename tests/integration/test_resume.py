@@ -127,26 +127,56 @@ def test_a_run_that_was_cut_off_ends_as_it_would_have(cut: str, project: Path, r
     assert {path.name for path in directory.iterdir()} == {path.name for path in reference.directory.iterdir()}
 
 
-def test_a_run_goes_on_within_an_epoch(tiny_project: Path, tmp_path: Path) -> None:
-    """Without Dropout, whose random numbers begin anew with each epoch."""
-    chosen = [*SETTINGS, "qat.checkpoint_steps=5", "qat.batchnorm={freeze_after: 0.4}", "qat.amax.weights=learned"]
-    whole = tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "whole")
-    with pytest.raises(Cut):
-        tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "cut", progress=Cutting("Fine-tune", 38))
-    (directory,) = (tmp_path / "cut").iterdir()
-    tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, resume=directory)
+def cut_and_resumed(recipe: Path, chosen: list[str], out: Path, *cuts: tuple[str, int]) -> Path:
+    """The directory of a run that is cut off at each of `cuts`, and ends after the last."""
+    directory = None
+    for title, step in cuts:
+        with pytest.raises(Cut):
+            tfqat.run(recipe, overrides=chosen, out=out, resume=directory, progress=Cutting(title, step))
+        (directory,) = out.iterdir()
+    tfqat.run(recipe, overrides=chosen, resume=directory)
+    assert directory is not None
+    return directory
+
+
+def test_a_run_goes_on_within_an_epoch(project: Path, tmp_path: Path) -> None:
+    """With data in another order in each epoch, without Dropout; 24 steps to an epoch, saved at 8, 16, 32, 40 ..., and at its end."""
+    more = ["qat.checkpoint_steps=8", "qat.batchnorm={freeze_after: 0.4}", "qat.amax.weights=learned"]
+    chosen = [*settings(project, **{"model.source": f"{project}/float.keras"}), *more]
+    whole = tfqat.run(project / "tiny.yaml", overrides=chosen, out=tmp_path / "whole")
+    assert_same(cut_and_resumed(project / "tiny.yaml", chosen, tmp_path / "cut", ("Fine-tune", 38)), whole.directory)
+
+
+def test_a_run_that_ends_in_validation_goes_on(project: Path, tmp_path: Path) -> None:
+    """The steps between two saves divide the epoch."""
+    chosen = [*settings(project, **{"model.source": f"{project}/float.keras"}), "qat.checkpoint_steps=8", "training.epochs=20"]
+    whole = tfqat.run(project / "tiny.yaml", overrides=chosen, out=tmp_path / "whole")
+    assert_same(cut_and_resumed(project / "tiny.yaml", chosen, tmp_path / "cut", ("Fine-tune", 24)), whole.directory)
+
+
+@pytest.mark.sweep
+def test_a_run_with_equalization_and_sensitivity_goes_on_with_its_placement(tiny_project: Path, tmp_path: Path) -> None:
+    sensitivity = "sensitivity={metric: accuracy, max_drop: 0.0}"
+    chosen = [*SETTINGS, "quantization.weights.num_bits=3", "calibration.equalization=true", sensitivity]
+    recipe = tiny_project / "tiny.yaml"
+    whole = tfqat.run(recipe, overrides=chosen, out=tmp_path / "whole")
+    cuts = (("Measure the sensitivity", 2), ("Evaluate PTQ", 0), ("Fine-tune", 30))
+    directory = cut_and_resumed(recipe, chosen, tmp_path / "cut", *cuts)
     assert_same(directory, whole.directory)
+    for name in ("placement.json", "calibration.json", "equalization.json"):
+        assert (directory / name).read_bytes() == (whole.directory / name).read_bytes()
+    one, two = (json.loads((path / "sensitivity.json").read_text()) for path in (directory, whole.directory))
+    assert one["recipe"] == two["recipe"] and one["search"] == two["search"]
 
 
 @pytest.mark.sweep
 def test_the_control_is_trained_on_the_same_schedule_and_goes_on_too(tiny_project: Path, tmp_path: Path) -> None:
-    chosen = [*SETTINGS, "qat.control=true"]
+    chosen = [*SETTINGS, "qat.control=true", "qat.batchnorm=freeze"]
     whole = tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "whole")
-    with pytest.raises(Cut):
-        tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, out=tmp_path / "cut", progress=Cutting("Train the control", 60))
-    (directory,) = (tmp_path / "cut").iterdir()
-    resumed = tfqat.run(tiny_project / "tiny.yaml", overrides=chosen, resume=directory)
-    assert resumed.metrics["control"] == whole.metrics["control"] != whole.metrics["float"]
+    cuts = (("Fine-tune", 30), ("Train the control", 60))
+    directory = cut_and_resumed(tiny_project / "tiny.yaml", chosen, tmp_path / "cut", *cuts)
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert metrics["control"] == whole.metrics["control"] != whole.metrics["float"]
     assert (directory / "history-control.csv").read_text().count("\n") == 4
     assert "Float, trained on" in (directory / "report.html").read_text()
 

@@ -16,6 +16,17 @@ from tfqat.errors import DataError
 from tfqat.spec import MAX_BITS
 
 
+def checked(meter: Meter, value: float, where: str = "") -> float:
+    """A measure.
+
+    Raises:
+        DataError: it is NaN or Inf.
+    """
+    if not math.isfinite(value):
+        raise DataError(f"sensitivity: {meter.name} is {value}{where}: look at the labels and at the outputs of the model")
+    return value
+
+
 @dataclass
 class Measurements:
     """Measures a model on data that stay the same, and counts how often.
@@ -69,10 +80,7 @@ class Measurements:
         return tuple(found)
 
     def _checked(self, change: Change | None, value: float) -> float:
-        if not math.isfinite(value):
-            where = f" with unit {change[0]!r} at {change[1]}" if change else ""
-            raise DataError(f"sensitivity: {self.meter.name} is {value}{where}: look at the labels and at the outputs of the model")
-        return value
+        return checked(self.meter, value, f" with unit {change[0]!r} at {change[1]}" if change else "")
 
     def drop(self, reference: float, value: float) -> float:
         """How much worse `value` is than `reference`."""

@@ -16,7 +16,7 @@ from tfqat.analysis import costs, search
 from tfqat.analysis.bench import Bench, Change
 from tfqat.analysis.executors import executor_for
 from tfqat.analysis.fast import fast_scores
-from tfqat.analysis.measure import Measurements
+from tfqat.analysis.measure import Measurements, checked
 from tfqat.analysis.meters import OUTPUT_ERROR, Meter, make_meter
 from tfqat.analysis.raised import REASON, raised, recipe_lines
 from tfqat.analysis.result import Sensitivity, UnitSensitivity, loss_text
@@ -30,7 +30,7 @@ from tfqat.recipe.problems import sentence, validate
 from tfqat.recipe.schema import BudgetConfig, SensitivityConfig
 
 FAST_EXAMPLES = 128
-"""How many examples the fast method looks at, at most: with one random vector each, its estimates are off by some 12 per cent then."""
+"""How many examples the fast method looks at, in whole batches: 1 / sqrt(128 / 2) is an error of 12 per cent."""
 
 
 def sensitivity(
@@ -65,7 +65,7 @@ def sensitivity(
             (outputs, labels) -> number where more is better, which gets numpy arrays of the whole data.
         loss: the Keras loss, for the metric `loss`.
         metrics: the Keras metrics that `metric` is one of, if there are several; default: that one.
-        method: `fast` estimates the output error of each unit from gradients, in a few passes over at most FAST_EXAMPLES examples;
+        method: `fast` estimates the output error of each unit from gradients, in a few passes over the first FAST_EXAMPLES examples;
             `leave_one_in` measures the metric with one unit quantized at a time, `leave_one_out` with one unit float at a time.
         max_drop: how much worse than float the metric may be, in its own unit: 0.005 of accuracy is half a point.
         budget: `{"int8_share": 0.9}`, the least share of multiply-accumulates in INT8, or `{"latency_ms": 1.2}`, the most milliseconds
@@ -99,7 +99,7 @@ def sensitivity(
 
 def _estimate(subject: Subject, batches: Sequence[Any], meter: Meter, advance: Callable[[], None], started: float) -> Sensitivity:
     """The ranking by the fast method alone."""
-    float_value, planned = subject.measure(batches, meter, advance)
+    float_value, planned = (checked(meter, value) for value in subject.measure(batches, meter, advance))
     scores = fast_scores(subject, _first(batches, FAST_EXAMPLES), advance=advance)
     return _result("fast", meter, batches, subject.units, scores, float_value, planned, evaluations=2, started=started)
 

@@ -175,14 +175,19 @@ def rebuild(
     inputs, outputs = tf.nest.map_structure(lambda tensor: made[calls.reference(tensor)], (model._nested_inputs, model._nested_outputs))
     if extra_inputs:
         inputs = [*tf.nest.flatten(inputs), *extra_inputs]
-    own = keep_class and type(model).__name__ not in ("Functional", "Sequential")
+    return _of_class(model, inputs, outputs) if keep_class else tf_keras.Model(inputs, outputs, name=model.name)
+
+
+def _of_class(model: Any, inputs: Any, outputs: Any) -> Any:
+    """A functional model of the class of another one."""
+    kind = tf_keras.Model if type(model).__name__ in ("Functional", "Sequential") else type(model)
     try:
-        return (type(model) if own else tf_keras.Model)(inputs, outputs, name=model.name)
+        return kind(inputs, outputs, name=model.name)
     except TypeError as error:
         raise ModelError(
-            f"model {model.name!r} is of class {type(model).__name__}, which cannot be made as "
-            f"{type(model).__name__}(inputs, outputs, name=...): {error}. Let its __init__ take **kwargs and pass them on, or quantize "
-            "tf_keras.Model(model.inputs, model.outputs)"
+            f"model {model.name!r} is of class {kind.__name__}, which cannot be made as {kind.__name__}(inputs, outputs, name=...): "
+            f"{error}. "
+            "Let its __init__ take **kwargs and pass them on, or quantize tf_keras.Model(model.inputs, model.outputs)"
         ) from error
 
 

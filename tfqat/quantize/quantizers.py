@@ -85,7 +85,8 @@ class TensorQuantizer(Quantizer):  # type: ignore[misc]
     def _quantized(self, inputs: Any, amax: Any, behind: tuple[Any, float | None] | None = None) -> Any:
         spec, learning = self.point.spec, self.learning
         if learning.amax in ("lsq", "pact"):
-            return numerics.learned_fake_quantize(inputs, amax, spec, rule=learning.amax)
+            has_batch = self.point.kind == "activation"
+            return numerics.learned_fake_quantize(inputs, amax, spec, rule=learning.amax, has_batch=has_batch)
         if learning.amax == "dynamic":
             amax = tf.stop_gradient(numerics.weight_amax(inputs, spec))
         elif behind is not None and not spec.axes:

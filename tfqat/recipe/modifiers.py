@@ -94,10 +94,15 @@ class QatPlan:
 
     @property
     def freeze_batchnorm_step(self) -> int | None:
-        """The optimizer step from which on BatchNorm is frozen; None: never, or the steps are not known."""
-        if self.freeze_batchnorm is None or self.total_steps is None:
+        """The optimizer step from which on BatchNorm is frozen; None: never, or the steps are not known.
+
+        With `ema` the end of an epoch: there the averages are put in place, but only of what is still trained.
+        """
+        if self.freeze_batchnorm is None or self.steps_per_epoch is None:
             return None
-        return round(self.freeze_batchnorm * self.total_steps)
+        if self.ema:
+            return math.ceil(self.freeze_batchnorm * self.epochs) * self.steps_per_epoch
+        return round(self.freeze_batchnorm * self.epochs * self.steps_per_epoch)
 
     @property
     def total_steps(self) -> int | None:

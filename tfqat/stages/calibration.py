@@ -22,7 +22,7 @@ from tfqat.quantize import state
 from tfqat.quantize.apply import quantize_model
 from tfqat.run_directory import read_json
 from tfqat.spec import Calibrator
-from tfqat.stages.under_way import Run
+from tfqat.stages.under_way import CALIBRATED, CALIBRATION, EQUALIZED, Run
 
 
 def equalize_model(run: Run) -> None:
@@ -33,6 +33,8 @@ def equalize_model(run: Run) -> None:
     with run.stage("equalize", f"Equalize channels on {settings.batches} batches", settings.batches) as advance:
         found = equalize(run.inputs.model, counted(run.inputs.calibration, advance), batches=settings.batches)
     files.write_json(run.directory / "equalization.json", found.to_dict())
+    with files.replacing(run.directory / EQUALIZED) as temporary:
+        found.model.save(temporary)
     placement = plan(found.model, run.inputs.recipe.quantization)
     run.inputs = replace(run.inputs, model=found.model, placement=placement)
     files.write_json(run.directory / "placement.json", placement.to_dict())
@@ -65,12 +67,28 @@ def replace_placement(run: Run, calibration: Calibration, placement: Placement) 
     return qmodel, moved
 
 
-def restore_placement(run: Run) -> None:
-    """Go on with the placement, and the equalized model, of the part of the run that is done."""
-    placement = Placement.from_dict(read_json(run.directory.path, "placement.json"))
-    equalize_model(run)
-    run.inputs = replace(run.inputs, placement=placement)
+def restore_placement(run: Run, stage: str) -> None:
+    """Go on with the placement that the run had at the end of a stage, and with the equalized model."""
+    placement = Placement.from_dict(run.done[stage]["placement"])
+    model = run.load_model(EQUALIZED) if run.inputs.recipe.calibration.equalization else run.inputs.model
+    run.inputs = replace(run.inputs, model=model, placement=placement)
     files.write_json(run.directory / "placement.json", placement.to_dict())
+
+
+def keep_calibrated(run: Run, qmodel: Any, calibration: Calibration) -> None:
+    """Note the calibrated model, in files that no later stage writes, before sensitivity analysis takes its time."""
+    files.write_json(run.directory / CALIBRATION, calibration.to_dict())
+    with files.replacing(run.directory / CALIBRATED) as temporary:
+        qmodel.save(temporary)
+    run.finish("calibrated", placement=run.inputs.placement.to_dict())
+
+
+def restore_calibrated(run: Run) -> tuple[Any, Calibration]:
+    """What `keep_calibrated` noted."""
+    restore_placement(run, "calibrated")
+    calibration = Calibration.from_dict(read_json(run.directory.path, CALIBRATION))
+    _write(run, calibration)
+    return run.load_model(CALIBRATED), calibration
 
 
 def correct_model(run: Run, qmodel: Any) -> None:

@@ -10,7 +10,7 @@ import tf_keras
 
 from tfqat.inputs import load_data
 from tfqat.models import graph as model_graph
-from tfqat.stages.under_way import CHECKPOINTS, Run
+from tfqat.stages.under_way import CHECKPOINT, CONTROL_CHECKPOINT, Run
 from tfqat.training.callbacks import Ticker
 from tfqat.training.fit import QatResult, fine_tune
 
@@ -38,7 +38,7 @@ def fine_tune_model(run: Run, qmodel: Any) -> QatResult | None:
     for text in schedule.warnings:
         run.warn(text)
     baseline = _on_validation(run, qmodel)[run.first_metric]
-    result = _train(run, qmodel, "qat", "Fine-tune", baseline, history="history.csv", checkpoint=CHECKPOINTS[0], teacher=run.inputs.model)
+    result = _train(run, qmodel, "qat", "Fine-tune", baseline, history="history.csv", checkpoint=CHECKPOINT, teacher=run.inputs.model)
     run.save_model(qmodel, "qat.keras")
     run.measure("qat", run.evaluate("qat", "Evaluate QAT", qmodel, run.inputs.test))
     run.finish("qat", **asdict(result))
@@ -49,12 +49,13 @@ def train_control(run: Run) -> None:
     """Train the float model on the same schedule, if the recipe asks for it, and measure it: what training longer gains by itself."""
     if run.inputs.schedule is None or not run.inputs.recipe.qat.control or "control" in run.done:
         return
-    model = model_graph.rebuild(run.inputs.model)
+    model = model_graph.rebuild(run.inputs.model, keep_class=True)
     model_graph.copy_weights(run.inputs.model, model)
-    data = run.inputs.validation
     name = run.first_metric
-    baseline = run.measured["float"] if data is run.inputs.test else run.evaluate("control", "Evaluate float on validation", model, data)
-    result = _train(run, model, "control", "Train the control", baseline[name], history="history-control.csv", checkpoint=CHECKPOINTS[1])
+    baseline = run.evaluate("control", "Evaluate float on validation", model, run.inputs.validation)
+    result = _train(
+        run, model, "control", "Train the control", baseline[name], history="history-control.csv", checkpoint=CONTROL_CHECKPOINT
+    )
     if not result.beat_ptq:
         model_graph.copy_weights(run.inputs.model, model)
     run.measure("control", run.evaluate("control", "Evaluate control", model, run.inputs.test))
@@ -64,17 +65,21 @@ def train_control(run: Run) -> None:
 def _train(
     run: Run, model: Any, stage: str, verb: str, baseline: float, *, history: str, checkpoint: str, teacher: Any = None
 ) -> QatResult:
-    """Train on the schedule. Every training begins with the seed and with data loaded anew: so a run that goes on reads the same."""
+    """Train on the schedule. Data are loaded with the seed set anew: so a run that goes on reads the same."""
     inputs, schedule = run.inputs, run.inputs.schedule
     assert schedule is not None  # the callers looked
     recipe = inputs.recipe
+
+    def load_train() -> Any:
+        tf_keras.utils.set_random_seed(recipe.seed)
+        return load_data(recipe, "train", run.origin, inputs.model).dataset
+
     title = f"{verb} {schedule.epochs} epochs of {schedule.steps_per_epoch} steps"
     with run.stage(stage, title, schedule.total_steps) as advance:
-        tf_keras.utils.set_random_seed(recipe.seed)
         return fine_tune(
             model,
             schedule,
-            load_data(recipe, "train", run.origin, inputs.model).dataset,
+            load_train,
             inputs.validation.dataset,
             loss=inputs.loss,
             metrics=recipe.training.metrics,

@@ -21,7 +21,10 @@ from tfqat.training.evaluate import evaluate
 
 _DIGITS = 6
 STATE = "state.json"
-CHECKPOINTS = ("checkpoint.npz", "checkpoint-control.npz")
+CHECKPOINT, CONTROL_CHECKPOINT = "checkpoint.npz", "checkpoint-control.npz"
+EQUALIZED, CALIBRATED, CALIBRATION = "resume-equalized.keras", "resume-calibrated.keras", "resume-calibration.json"
+FOR_RESUME = (STATE, CHECKPOINT, CONTROL_CHECKPOINT, EQUALIZED, CALIBRATED, CALIBRATION)
+"""What only a run that goes on needs; a complete one has none of them."""
 
 
 @dataclass
@@ -65,8 +68,8 @@ class Run:
 
     def end(self) -> None:
         """Say that this run is complete, and remove what only one that goes on needs: in this order, as it may be killed between."""
-        self.directory.complete(leaving_out=(STATE, *CHECKPOINTS))
-        for name in (STATE, *CHECKPOINTS):
+        self.directory.complete(leaving_out=FOR_RESUME)
+        for name in FOR_RESUME:
             (self.directory / name).unlink(missing_ok=True)
 
     @contextmanager
@@ -117,9 +120,7 @@ class Run:
         """Write a Keras model."""
         with files.replacing(self.directory / name) as temporary:
             model.save(temporary)
-        known = self.metrics.setdefault("files", [])
-        if name not in known:
-            known.append(name)
+        self.metrics.setdefault("files", []).append(name)
 
     @property
     def first_metric(self) -> str:

@@ -17,7 +17,6 @@ from tfqat.errors import TrainingError
 from tfqat.metric_names import higher_is_better
 from tfqat.quantize import state
 from tfqat.recipe.modifiers import QatPlan
-from tfqat.training.compile import batch_norms
 from tfqat.training.tensorboard import QuantizationLog
 
 
@@ -43,13 +42,17 @@ def qat_callbacks(
     Returns:
         StepSchedule, BatchNormFreeze, RangesInStep, StopOnNaN, BestWeights, and EpochHistory and QuantizationLog where asked for.
     """
-    callbacks: list[Any] = [StepSchedule(plan), BatchNormFreeze(plan), RangesInStep(), StopOnNaN()]
-    callbacks.append(BestWeights(monitor=monitor, baseline=baseline))
+    callbacks: list[Any] = [*step_callbacks(plan), BestWeights(monitor=monitor, baseline=baseline)]
     if history is not None:
         callbacks.append(EpochHistory(Path(history)))
     if tensorboard is not None:
         callbacks += [tf_keras.callbacks.TensorBoard(str(tensorboard)), QuantizationLog(tensorboard, tensorboard_batch)]
     return callbacks
+
+
+def step_callbacks(plan: QatPlan) -> list[Any]:
+    """Those that every fine-tuning needs: the schedule, and what looks after weights and ranges."""
+    return [StepSchedule(plan), BatchNormFreeze(plan), RangesInStep(), StopOnNaN()]
 
 
 class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
@@ -113,7 +116,8 @@ class BatchNormFreeze(tf_keras.callbacks.Callback):  # type: ignore[misc]
         at = self.plan.freeze_batchnorm_step
         if at is None or self._frozen or int(self.model.optimizer.iterations.numpy()) < at:
             return
-        self._frozen = [layer for layer in batch_norms(self.model) if layer.trainable]
+        batch_norm = tf_keras.layers.BatchNormalization
+        self._frozen = [layer for layer in self.model.layers if isinstance(layer, batch_norm) and layer.trainable]
         for layer in self._frozen:
             layer.trainable = False
         if self._frozen:
@@ -133,13 +137,13 @@ class RangesInStep(tf_keras.callbacks.Callback):  # type: ignore[misc]
         """Set them.
 
         Raises:
-            TrainingError: a trained range has come down to 0: names the quantizer.
+            TrainingError: a trained range has become negative: names the quantizer.
         """
         if not state.is_quantized(self.model):
             return
         state.refresh_dynamic(self.model)
         for name, handle in state.handles(self.model).items():
-            if handle.quantizer.learning.amax in ("lsq", "pact") and not np.all(handle.amax.numpy() > 0):
+            if handle.quantizer.learning.amax in ("lsq", "pact") and np.any(handle.amax.numpy() < 0):  # 0: a dead channel's
                 raise TrainingError(
                     f"the trained range of {name!r} is {float(np.min(handle.amax.numpy())):.3g} after epoch {epoch + 1}: lower "
                     "qat.lr_decay_factor, or keep qat.amax frozen; the best weights so far are kept"
@@ -188,13 +192,13 @@ class StopOnNaN(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self._saturated = _most_clipped(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Look at the loss.
+        """Look at the loss, and at the distillation beside it.
 
         Raises:
             TrainingError: it is NaN or Inf.
         """
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
+        loss = sum((logs or {}).get(name, 0.0) for name in ("loss", "distillation"))
+        if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} at step {batch} of an epoch: lower qat.lr_decay_factor, and look for NaN in the training data; "
                 f"{self._saturated}the best weights so far are kept"
@@ -237,14 +241,14 @@ class BestWeights(tf_keras.callbacks.Callback):  # type: ignore[misc]
     With `baseline`, `beat_baseline` says whether any epoch was better than the model was before training.
     """
 
-    def __init__(self, *, monitor: str | None = None, baseline: float | None = None) -> None:
+    def __init__(self, *, monitor: str | None = None, baseline: float | None = None, restores_at_end: bool = True) -> None:
         super().__init__()
         self.monitor = monitor
         self.baseline = baseline
+        self.restores_at_end = restores_at_end
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.weights: list[Any] | None = None
-        self.restores_at_end = True
 
     @property
     def beat_baseline(self) -> bool:

@@ -45,8 +45,9 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save, if it is time."""
-        if self._steps and int(self.model.optimizer.iterations.numpy()) % self._steps == 0:
+        """Save, if it is time; not after the last step, as the epoch is complete only when it has been validated."""
+        last = batch + 1 == self.params.get("steps")
+        if self._steps and not last and int(self.model.optimizer.iterations.numpy()) % self._steps == 0:
             self._save(self._epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -57,7 +58,7 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         """Put back what was saved, if there is something.
 
         Args:
-            model: compiled as it was when it was saved.
+            model: compiled as it was when it was saved, its optimizer built.
 
         Returns:
             Where to go on, None where nothing was saved.
@@ -71,9 +72,8 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
             with np.load(self._path, allow_pickle=False) as arrays:
                 meta = json.loads(str(arrays["meta"]))
                 groups = {name: [arrays[f"{name}/{number}"] for number in range(count)] for name, count in meta["counts"].items()}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RunDirectoryError(f"{self._path} cannot be read: {error}; delete it, and fine-tuning starts anew") from error
-        model.optimizer.build(model.trainable_variables)
         variables = model.optimizer.variables
         shapes = [[tuple(value.shape) for value in values] for values in (model.weights, variables)]
         if shapes != [[value.shape for value in groups[name]] for name in ("model", "optimizer")]:

@@ -25,7 +25,8 @@ def qat_compile(qmodel: Any, plan: QatPlan, loss: Any, metrics: Any = (), *, tea
     """Compile a calibrated quantized model for fine-tuning by `fit`.
 
     From then on `fit`, `evaluate` and `predict` run with all quantizers on, without looking at their `enabled` state: that makes their
-    steps faster. To switch a quantizer off again, call the model itself, or compile it with `qmodel.compile`.
+    steps faster. `qmodel.compile` takes that back; calling the model itself has never changed. What the plan wants at certain steps, the
+    learning rate and a frozen BatchNorm among it, is done by `tfqat.qat_callbacks`.
 
     Args:
         qmodel: a calibrated quantized model; it is compiled in place. A `train_step` of its class is kept.
@@ -55,14 +56,12 @@ def compile_quantized(qmodel: Any, plan: QatPlan, loss: Any, metrics: Any = (), 
     own_step = type(qmodel).train_step is not tf_keras.Model.train_step
     distillation = _distillation(qmodel, plan, loss, teacher, own_step=own_step)
     set_learning(qmodel, plan)
-    if plan.freeze_batchnorm == 0.0:
-        for layer in batch_norms(qmodel):
-            layer.trainable = False
     compile_float(qmodel, plan, loss, metrics, **options)
     if distillation is not None:
         object.__setattr__(qmodel, "train_step", functools.partial(distillation.train_step, qmodel))
     for name in _STEPS:
         object.__setattr__(qmodel, name, _with_quantizers_on(getattr(qmodel, name)))
+    object.__setattr__(qmodel, "compile", functools.partial(_compile_plainly, qmodel))
     return qmodel
 
 
@@ -94,9 +93,10 @@ def set_learning(qmodel: Any, plan: QatPlan) -> None:
         state.set_learning(handle, learning)
 
 
-def batch_norms(model: Any) -> list[Any]:
-    """The BatchNorm layers of a model."""
-    return [layer for layer in model.layers if isinstance(layer, tf_keras.layers.BatchNormalization)]
+def end_learning(qmodel: Any) -> None:
+    """Have all quantizers keep their ranges as they are."""
+    for handle in state.handles(qmodel).values():
+        state.set_learning(handle, Learning())
 
 
 def make_optimizer(plan: QatPlan) -> Any:
@@ -164,6 +164,13 @@ def _with_quantizers_on(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _restore_steps(qmodel: Any) -> None:
-    """Take back what an earlier `qat_compile` put before the steps of the model's class."""
-    for name in _STEPS:
+    """Take back what an earlier `qat_compile` put before the methods of the model's class."""
+    for name in (*_STEPS, "compile"):
         vars(qmodel).pop(name, None)
+
+
+def _compile_plainly(qmodel: Any, *arguments: Any, **options: Any) -> None:
+    """Keras's `compile`, with the steps of the model's class, and ranges that are not trained."""
+    _restore_steps(qmodel)
+    end_learning(qmodel)
+    qmodel.compile(*arguments, **options)

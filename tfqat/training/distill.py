@@ -18,7 +18,7 @@ _LEAST = 1e-7  # probabilities below it count as this, as in Keras's crossentrop
 class Distillation:
     """The training step with a teacher, which is evaluated once for each batch.
 
-        loss         = (1 - weight) * loss of the labels + weight * distillation
+        loss         = (1 - weight) * loss of the labels, with the layers' own losses + weight * distillation
         distillation = mean distance of the outputs + mean distance of the features
 
     The distance of two outputs is T^2 * KL(softmax(teacher / T) || softmax(student / T)) where the output's loss is a crossentropy, the

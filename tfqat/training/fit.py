@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import tf_keras
 from tfqat.errors import TrainingError
 from tfqat.quantize import state
 from tfqat.recipe.modifiers import QatPlan
-from tfqat.training.callbacks import BestWeights, EpochHistory, qat_callbacks
+from tfqat.training.callbacks import BestWeights, EpochHistory, step_callbacks
 from tfqat.training.checkpoint import Checkpoints, Position
-from tfqat.training.compile import compile_float, compile_quantized
+from tfqat.training.compile import compile_float, compile_quantized, end_learning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class QatResult:
 def fine_tune(
     qmodel: Any,
     plan: QatPlan,
-    train: Any,
+    train: Callable[[], Any],
     validation: Any,
     *,
     loss: Any,
@@ -45,12 +45,13 @@ def fine_tune(
     seed: int = 0,
     callbacks: Sequence[Any] = (),
 ) -> QatResult:
-    """Fine-tune a model; afterwards it holds the weights of its best epoch.
+    """Fine-tune a model; afterwards it holds the weights of its best epoch, and its ranges are not trained any more.
 
     Args:
         qmodel: a calibrated quantized model, or a float one as the control of it; it is trained in place.
         plan: the schedule, its steps per epoch known.
-        train: a tf.data.Dataset of (inputs, labels) in batches; re-batched to the plan's batch size.
+        train: gives a tf.data.Dataset of (inputs, labels) in batches, which are re-batched to the plan's batch size. It is called again
+            for the data of a run that goes on; they have to come in the same order each time.
         validation: a tf.data.Dataset that is evaluated after each epoch.
         loss: a Keras loss.
         metrics: Keras metrics.
@@ -59,7 +60,7 @@ def fine_tune(
         history: the CSV file of the epochs.
         teacher: the float model, for a plan that distills.
         checkpoint: a file that is kept up to date; if it is there, fine-tuning goes on from it, and ends with the weights that it would
-            have ended with. The data must come in the same order again.
+            have ended with. Not with Dropout and its like within an epoch: what they draw begins anew there.
         checkpoint_steps: optimizer steps between two saves within an epoch; None: after each epoch only.
         seed: of what layers such as Dropout draw.
         callbacks: further Keras callbacks.
@@ -68,53 +69,49 @@ def fine_tune(
         TrainingError: the loss is NaN, or the data pipeline raises in the middle of an epoch.
         RunDirectoryError: the checkpoint is corrupt, or of another model.
     """
-    if state.is_quantized(qmodel):
+    quantized = state.is_quantized(qmodel)
+    if quantized:
         compile_quantized(qmodel, plan, loss, metrics, teacher=teacher)
     else:
         compile_float(qmodel, plan, loss, metrics)
-    own = qat_callbacks(plan, monitor=monitor, baseline=baseline, history=history)
-    best = next(callback for callback in own if isinstance(callback, BestWeights))
-    rows = next(callback for callback in own if isinstance(callback, EpochHistory))
-    best.restores_at_end = False  # an epoch that is resumed in its middle is a `fit` of its own
-    position = Position(epoch=0, step=0)
-    if checkpoint is not None:
-        saves = Checkpoints(checkpoint, best, rows, checkpoint_steps)
-        position = saves.restore(qmodel) or position
-        own.append(saves)
-    if any(_draws(layer) for layer in qmodel.layers):
-        own.insert(0, _SeedOfEpoch(seed))
-    batches = train.rebatch(plan.batch_size)
+    # With the variables that a freeze will leave out: a checkpoint holds the same ones at any step.
+    qmodel.optimizer.build(qmodel.trainable_variables)
+    best, rows = BestWeights(monitor=monitor, baseline=baseline, restores_at_end=False), EpochHistory(history)
+    saves = Checkpoints(checkpoint, best, rows, checkpoint_steps) if checkpoint else None
+    position = (saves.restore(qmodel) if saves else None) or Position(epoch=0, step=0)
+    own = [*([_SeedOfEpoch(seed)] if any(_draws(layer) for layer in qmodel.layers) else []), *step_callbacks(plan), best, rows]
     try:
-        _fit(qmodel, plan, batches, validation, position, [*own, *callbacks])
-    except TrainingError:
-        best.restore(qmodel)
-        raise
+        _fit(qmodel, plan, train, validation, position, [*own, *([saves] if saves else []), *callbacks])
     except tf.errors.OpError as error:
-        best.restore(qmodel)
         raise TrainingError(f"fine-tuning stopped, the training or the validation data raised: {error.message}") from error
-    best.restore(qmodel)
+    finally:
+        best.restore(qmodel)
+        if quantized:
+            end_learning(qmodel)
     if best.best is None or best.best_epoch is None:
         raise TrainingError("fine-tuning ended without a complete epoch: the training data is empty")
     return QatResult(monitor=monitor, best=best.best, best_epoch=best.best_epoch, beat_ptq=best.beat_baseline)
 
 
-def _fit(model: Any, plan: QatPlan, batches: Any, validation: Any, position: Position, callbacks: Sequence[Any]) -> None:
+def _fit(model: Any, plan: QatPlan, train: Callable[[], Any], validation: Any, position: Position, callbacks: Sequence[Any]) -> None:
     """`model.fit` from a position on; the rest of an epoch that has begun is a `fit` of its own, as Keras cannot begin within one."""
     settings = {"validation_data": validation, "callbacks": list(callbacks), "verbose": 0}
-    steps = plan.steps_per_epoch
+    steps, epoch = plan.steps_per_epoch, position.epoch
     if steps is None:
-        model.fit(batches, epochs=plan.epochs, **settings)
+        model.fit(train().rebatch(plan.batch_size), epochs=plan.epochs, **settings)
         return
-    # Where Keras runs into the end of the data, the optimizer has already counted the step that then has none (tf-keras 2.21).
-    stream = batches.repeat().skip(position.step)
-    begun = position.step - position.epoch * steps
-    epoch = position.epoch
+
+    def data(step: int) -> Any:
+        # Loaded anew, as data that are shuffled come in another order each time the same object is read. Without an end: where Keras runs
+        # into it, the optimizer has already counted the step that then has none (tf-keras 2.21).
+        return train().rebatch(plan.batch_size).repeat().skip(step)
+
+    begun = position.step - epoch * steps
     if begun:
-        rest = steps - begun
-        model.fit(stream.take(rest), initial_epoch=epoch, epochs=epoch + 1, steps_per_epoch=rest, **settings)
-        stream, epoch = batches.repeat().skip((epoch + 1) * steps), epoch + 1
+        model.fit(data(position.step), initial_epoch=epoch, epochs=epoch + 1, steps_per_epoch=steps - begun, **settings)
+        epoch += 1
     if epoch < plan.epochs:
-        model.fit(stream, initial_epoch=epoch, epochs=plan.epochs, steps_per_epoch=steps, **settings)
+        model.fit(data(epoch * steps), initial_epoch=epoch, epochs=plan.epochs, steps_per_epoch=steps, **settings)
 
 
 def _draws(layer: Any) -> bool:

@@ -12,13 +12,14 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
+import tfqat
 from tfqat.analysis.bench import Bench, Change
 from tfqat.analysis.executors import InProcess
 from tfqat.analysis.fast import fast_scores
 from tfqat.analysis.measure import Measurements
 from tfqat.analysis.meters import OutputError
 from tfqat.analysis.subject import Subject
-from tfqat.errors import ModelError
+from tfqat.errors import DataError, ModelError
 
 X = np.random.default_rng(4).normal(size=(2048, 12)).astype(np.float32)
 W4 = {"weights": {"num_bits": 4}}
@@ -143,6 +144,13 @@ def test_a_subject_computes_in_float_and_as_planned(networks: SimpleNamespace, c
         subject = Subject(qmodel, like)
         assert np.array_equal(subject.float_outputs(X[:64])[0].numpy(), expected(X[:64]).numpy())
         assert subject.planned_outputs(X[:64])[0].numpy() == pytest.approx(qmodel(X[:64]).numpy(), rel=1e-4, abs=1e-4)
+
+
+def test_nan_is_an_error(networks: SimpleNamespace, calibrated: Callable[..., Any]) -> None:
+    images = X[:64].copy()
+    images[3, 0] = np.nan
+    with pytest.raises(DataError, match="sensitivity: output_error is nan: look at the labels and at the outputs of the model"):
+        tfqat.sensitivity(calibrated(networks.chain(), X[:64], W4), [images])
 
 
 def test_a_float_model_of_other_layers_is_refused(networks: SimpleNamespace, calibrated: Callable[..., Any]) -> None:

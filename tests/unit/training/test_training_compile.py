@@ -13,7 +13,7 @@ import tf_keras
 from tf_keras import layers
 
 import tfqat
-from tfqat.errors import TrainingError
+from tfqat.errors import ModelError, TrainingError
 from tfqat.quantize import state
 from tfqat.quantize.quantizers import quantizers
 from tfqat.recipe.modifiers import QatPlan, qat_plan
@@ -71,12 +71,38 @@ def test_the_compiled_steps_have_no_branches() -> None:
     assert {"If", "StatelessIf"} & set(plain)
 
 
-def test_compiling_again_with_keras_asks_the_quantizers_again() -> None:
-    qmodel = calibrated()
+def test_keras_compile_takes_everything_back() -> None:
+    model = network()
+    qmodel = calibrated(model)
     tfqat.qat_compile(qmodel, plan(), LOSS)
-    tfqat.qat_compile(qmodel, plan(), LOSS)  # twice is as once
+    learned = plan(amax={"weights": "learned"}, distill={"weight": 1.0})
+    tfqat.qat_compile(qmodel, learned, LOSS, teacher=model)  # what the first one did is not done twice
     state.set_enabled(qmodel, False)
-    assert not np.array_equal(qmodel(X), qmodel.predict(X, verbose=0))
+    assert qmodel.predict(X, verbose=0) != pytest.approx(qmodel(X).numpy(), abs=1e-6)
+    qmodel.compile("sgd", LOSS)
+    assert qmodel.predict(X, verbose=0) == pytest.approx(qmodel(X).numpy(), abs=1e-6)
+    assert not any("amax" in variable.name for variable in qmodel.trainable_variables)
+    assert set(qmodel.fit(X, Y, verbose=0).history) == {"loss"}
+
+
+def test_a_class_that_takes_other_arguments_says_what_to_do() -> None:
+    class Own(tf_keras.Model):
+        def __init__(self, *arguments: Any, extra: int, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+
+    base = network()
+    with pytest.raises(ModelError, match=r"is of class Own, which cannot be made as Own\(inputs, outputs, name=\.\.\.\): .*extra"):
+        tfqat.quantize_model(Own(base.inputs, base.outputs, extra=1))
+
+
+def test_a_dead_channel_does_not_stop_learned_ranges() -> None:
+    model = network()
+    kernel = model.get_layer("conv1").kernel.numpy()
+    kernel[..., 3] = 0
+    model.get_layer("conv1").kernel.assign(kernel)
+    model.get_layer("bn1").gamma.assign([1, 1, 1, 0, 1, 1, 1, 1])  # no gradient reaches it
+    qmodel = trained(calibrated(model), plan(amax={"weights": "learned"}))
+    assert state.ranges(qmodel)["conv1/kernel"][3] == 0
 
 
 def test_frozen_ranges_stay_and_weights_train() -> None:
@@ -176,6 +202,7 @@ def test_batchnorm_freezes_after_its_share_of_the_steps() -> None:
     changed = [not np.array_equal(one, other) for one, other in itertools.pairwise(seen)]
     assert changed == [True] * 3 + [False] * 4
     assert bn.trainable
+    assert plan(batchnorm={"freeze_after": 0.3}, ema=True, disable_phase_callbacks=False).freeze_batchnorm_step == 4  # an epoch's end
 
 
 def outputs_distance(qmodel: Any, model: Any) -> float:

@@ -54,11 +54,13 @@ def plan(*, epochs: int = 2, **qat: Any) -> QatPlan:
 
 
 def tune(qmodel: Any, folder: Path, **given: Any) -> Any:
-    arguments: dict[str, Any] = {"plan": plan(), "train": TRAIN, "validation": VALIDATION} | given
+    arguments: dict[str, Any] = {"plan": plan(), "validation": VALIDATION} | {
+        name: value for name, value in given.items() if name != "train"
+    }
     return fine_tune(
         qmodel,
         arguments.pop("plan"),
-        arguments.pop("train"),
+        lambda: given.get("train", TRAIN),
         arguments.pop("validation"),
         **{"loss": LOSS, "metrics": ["accuracy"], "monitor": "val_accuracy", "baseline": 0.0, "history": folder / "history.csv"}
         | arguments,
