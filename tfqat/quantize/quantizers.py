@@ -88,7 +88,7 @@ class TensorQuantizer(Quantizer):  # type: ignore[misc]
             has_batch = self.point.kind == "activation"
             return numerics.learned_fake_quantize(inputs, amax, spec, rule=learning.amax, has_batch=has_batch)
         if learning.amax == "dynamic":
-            amax = tf.stop_gradient(numerics.weight_amax(inputs, spec))
+            amax = numerics.weight_amax(inputs, spec)
         elif behind is not None and not spec.axes:
             tensor, cap = behind
             return numerics.fake_quantize_relu(tensor, amax, spec, cap=cap, gradient=learning.gradient)

@@ -98,7 +98,7 @@ class StepSchedule(tf_keras.callbacks.Callback):  # type: ignore[misc]
 class BatchNormFreeze(tf_keras.callbacks.Callback):  # type: ignore[misc]
     """Freezes BatchNorm, statistics and weights, when the plan's share of the steps is done; the step is traced again then.
 
-    Source: Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference", section 3.2.1.
+    Source: Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference".
     """
 
     def __init__(self, plan: QatPlan) -> None:
