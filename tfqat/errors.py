@@ -8,6 +8,7 @@
     ├── DataError              a data reference, a batch or a calibration value that cannot be used
     ├── NotCalibratedError     a quantizer without a range
     ├── TrainingError          quantization-aware training that cannot go on
+    ├── WorkerError            a process of a distributed run that is missing, was lost, or cannot be set up
     ├── ExportError            a graph that cannot be exported, or that breaks a rule of the exported form
     ├── EngineError            an engine that cannot be built or run
     └── RunDirectoryError      a run directory that cannot be written or read
@@ -55,6 +56,10 @@ class NotCalibratedError(TfqatError):
 
 class TrainingError(TfqatError):
     """Quantization-aware training cannot go on, for example because the loss is NaN."""
+
+
+class WorkerError(TfqatError):
+    """The processes of a distributed run cannot work together: one is missing or was lost, or they cannot be set up."""
 
 
 class ExportError(TfqatError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +27,11 @@ from tfqat.recipe.schema import Recipe, SensitivityConfig
 from tfqat.report.html import write_report
 from tfqat.run_directory import RunDirectory, versions
 from tfqat.stages import calibration, engine, graph, quantized_model, sensitivity
+from tfqat.stages.together import serve
 from tfqat.stages.under_way import Run
 from tfqat.training.fit import QatResult
+from tfqat.training.replicas import check_split
+from tfqat.workers import Workers, join, processes_of_tf_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ def run(
     resume: str | Path | None = None,
     progress: Progress | None = None,
     on_placement: Callable[[Placement], None] = lambda placement: None,
-) -> RunResult:
+) -> RunResult | None:
     """Take a trained model to an INT8 ONNX graph and a TensorRT engine, as a recipe says, and prove the result.
 
     Args:
@@ -76,15 +81,20 @@ def run(
         on_placement: called with the placement before anything is computed with it.
 
     Returns:
-        The result, also of a graph that is not proven: `parity.passed` says so.
+        The result, also of a graph that is not proven: `parity.passed` says so. None in a process that is not the chief of those which
+        `distribution: {strategy: multi_worker}` has work together.
 
     Raises:
+        WorkerError: another process of a distributed run was lost; what the chief had written is kept, and can be resumed.
         TfqatError: whatever is wrong with the recipe, the model or the data. Nothing has been written if it is found before calibration
             is done; later the run directory is kept, its manifest marked `incomplete`, and a note of the exception names it.
         KeyboardInterrupt: the run directory is kept, as above.
     """
     with _opened(recipe, overrides, out=out, unsafe=unsafe, resume=resume, progress=progress, on_placement=on_placement) as current:
-        return _stages(current)
+        if current.workers.is_chief:
+            return _stages(current)
+        serve(current)
+        return None
 
 
 def calibrate_recipe(
@@ -94,9 +104,12 @@ def calibrate_recipe(
     out: str | Path = "runs",
     unsafe: bool = False,
     progress: Progress | None = None,
-) -> AnalysisResult:
+) -> AnalysisResult | None:
     """The first part of a run: calibrate as the recipe says, measure, and stop. Arguments and errors as for `run`."""
     with _opened(recipe, overrides, out=out, unsafe=unsafe, progress=progress, ptq_only=True) as current:
+        if not current.workers.is_chief:
+            serve(current)
+            return None
         _begin(current)
         quantized_model.evaluate_float(current)
         qmodel, ranges = _calibrated(current)
@@ -111,12 +124,15 @@ def analyse_recipe(
     out: str | Path = "runs",
     unsafe: bool = False,
     progress: Progress | None = None,
-) -> AnalysisResult:
+) -> AnalysisResult | None:
     """Calibrate as the recipe says, measure the sensitivity of its layers, and stop. Arguments and errors as for `run`.
 
     A recipe without a `sensitivity` block gets the block's defaults.
     """
     with _opened(recipe, overrides, out=out, unsafe=unsafe, progress=progress, ptq_only=True, sensitivity=True) as current:
+        if not current.workers.is_chief:
+            serve(current)
+            return None
         _begin(current)
         quantized_model.evaluate_float(current)
         qmodel, ranges, found = _placed(current)
@@ -149,18 +165,25 @@ def _opened(
         loaded = loaded.model_copy(update={"ptq_only": True})
     if sensitivity and loaded.sensitivity is None:
         loaded = loaded.model_copy(update={"sensitivity": SensitivityConfig()})
-    earlier = None if resume is None else RunDirectory.reopen(Path(resume), recipe_hash=recipe_hash(loaded))
     tf_keras.utils.set_random_seed(loaded.seed)
     if loaded.deterministic:
         tf.config.experimental.enable_op_determinism()
-    with progress.stage("Load model and data") as advance:
-        inputs = load_inputs(loaded, origin, advance)
-    on_placement(inputs.placement)
-    directory = earlier or RunDirectory.create(
-        Path(out), Path(origin.file).stem or "run", recipe_hash=recipe_hash(loaded), seed=loaded.seed, recipe_folder=origin.folder
-    )
-    with directory.log() as write_log:
-        current = Run(directory=directory, inputs=inputs, origin=origin, progress=progress, write_log=write_log)
+    workers = _joined(loaded, origin, progress)
+    with workers.released(), contextlib.ExitStack() as left:
+        resumes = resume is not None and workers.is_chief  # the others get from the chief what it goes on from
+        earlier = RunDirectory.reopen(Path(resume or ""), recipe_hash=recipe_hash(loaded)) if resumes else None
+        with progress.stage("Load model and data") as advance:
+            inputs = load_inputs(loaded, origin, advance)
+        if inputs.schedule is not None:
+            check_split(inputs.schedule.batch_size, workers.replicas)
+        on_placement(inputs.placement)
+        if not workers.is_chief:
+            out = left.enter_context(tempfile.TemporaryDirectory())
+        directory = earlier or RunDirectory.create(
+            Path(out), Path(origin.file).stem or "run", recipe_hash=recipe_hash(loaded), seed=loaded.seed, recipe_folder=origin.folder
+        )
+        write_log = left.enter_context(directory.log())
+        current = Run(directory=directory, inputs=inputs, origin=origin, progress=progress, write_log=write_log, workers=workers)
         try:
             if earlier is not None:
                 current.restore()
@@ -169,6 +192,21 @@ def _opened(
         except BaseException as error:
             current.give_up(error)
             raise
+
+
+def _joined(recipe: Recipe, origin: Origin, progress: Progress) -> Workers:
+    """This process among those that the recipe has work together."""
+    if recipe.distribution is None:
+        if (others := processes_of_tf_config()) > 1:
+            progress.message(
+                f"warning: TF_CONFIG names {others} processes, but this run works alone: the recipe has no distribution.strategy"
+            )
+        return Workers()
+    several = recipe.distribution.strategy == "multi_worker"
+    with progress.stage("Wait for the other processes" if several else "Connect devices"):
+        workers = join(recipe.distribution, key=origin.cite("distribution.strategy"))
+    progress.message(f"process {workers.index} of {workers.count}; {workers.replicas} devices in all")
+    return workers
 
 
 def _stages(run: Run) -> RunResult:

@@ -134,6 +134,11 @@ def ranges_table(calibration: Calibration, before: Calibration | None = None) ->
     return table
 
 
+def say_that_the_chief_has_it(console: Console) -> None:
+    """What a process of a distributed run prints at its end, if it is not the chief."""
+    console.print("Done; the chief of these processes has the result.")
+
+
 def summary_table(metrics: Mapping[str, Any]) -> Table:
     """The metrics of each stage beside the float model's."""
     stages = [(name, label) for name, label in _STAGES if name in metrics]

@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from tfqat.recipe.blocks import REFERENCE, BatchProfile, Block, CalibratorText, Items, Reference, Text
+from tfqat.recipe.distribution import DistributionConfig
 from tfqat.recipe.qat import QatConfig
 from tfqat.recipe.quantization import QuantizationConfig
 
@@ -227,6 +228,9 @@ class Recipe(Block):
     qat: QatConfig = Field(default=QatConfig(), description="How the fine-tuning schedule follows from the float one.")
     export: ExportConfig = Field(default=ExportConfig(), description="The ONNX file.")
     compile: CompileConfig = Field(default=CompileConfig(), validate_default=True, description="The TensorRT engine.")
+    distribution: DistributionConfig | None = Field(
+        default=None, description="Devices and hosts that calibrate and fine-tune together; null: one device."
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of every random number generator.")
     deterministic: bool = Field(default=False, description="Have TensorFlow run only operations that give the same bits every time.")
 

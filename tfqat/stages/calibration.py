@@ -6,14 +6,11 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
-import tensorflow as tf
-
 from tfqat import files
-from tfqat.calibration.calibrate import BEST_EXAMPLES, apply, calibrate, choose_best, recalibrate, transferred
+from tfqat.calibration.calibrate import apply, choose_best, recalibrate, transferred
 from tfqat.calibration.equalize import equalize
 from tfqat.calibration.result import Calibration
 from tfqat.calibration.sequential import correct
-from tfqat.datasets import inputs_of
 from tfqat.metric_names import higher_is_better
 from tfqat.placement.plan import Placement
 from tfqat.placement.planner import plan
@@ -22,6 +19,7 @@ from tfqat.quantize import state
 from tfqat.quantize.apply import quantize_model
 from tfqat.run_directory import read_json
 from tfqat.spec import Calibrator
+from tfqat.stages.together import calibrated, first_examples
 from tfqat.stages.under_way import CALIBRATED, CALIBRATION, EQUALIZED, Run
 
 
@@ -46,7 +44,7 @@ def calibrate_model(run: Run) -> tuple[Any, Calibration]:
     settings = run.inputs.recipe.calibration
     qmodel = quantize_model(run.inputs.model, run.inputs.placement)
     with run.stage("calibrate", f"Calibrate {settings.batches} batches", settings.batches) as advance:
-        calibration = calibrate(qmodel, counted(run.inputs.calibration, advance), settings.batches)
+        calibration = calibrated(run, qmodel, advance)
     if settings.search:
         calibration = _best_of(run, qmodel, calibration)
     _write(run, calibration)
@@ -134,13 +132,7 @@ def _with_calibrator(run: Run, qmodel: Any, calibration: Calibration, calibrator
     free = [point for point in run.inputs.placement.activations if point.calibrator == default]
     if calibrator.method != "best":
         return recalibrate(calibration, free, calibrator)
-    batches, left = [], BEST_EXAMPLES
-    for batch in run.inputs.calibration:
-        if left <= 0:
-            break
-        batches.append(inputs_of(batch))
-        left -= int(tf.nest.flatten(batches[-1])[0].shape[0])
-    return choose_best(qmodel, calibration, [point.id for point in free], batches)
+    return choose_best(qmodel, calibration, [point.id for point in free], first_examples(run))
 
 
 def _write(run: Run, calibration: Calibration) -> None:

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import tf_keras
-
-from tfqat.inputs import load_data
 from tfqat.models import graph as model_graph
+from tfqat.stages.together import Training, trained
 from tfqat.stages.under_way import CHECKPOINT, CONTROL_CHECKPOINT, Run
-from tfqat.training.callbacks import Ticker
-from tfqat.training.fit import QatResult, fine_tune
+from tfqat.training.fit import QatResult
 
 
 def evaluate_float(run: Run) -> None:
@@ -38,7 +35,8 @@ def fine_tune_model(run: Run, qmodel: Any) -> QatResult | None:
     for text in schedule.warnings:
         run.warn(text)
     baseline = _on_validation(run, qmodel)[run.first_metric]
-    result = _train(run, qmodel, "qat", "Fine-tune", baseline, history="history.csv", checkpoint=CHECKPOINT, teacher=run.inputs.model)
+    teacher = run.inputs.model if schedule.distill else None
+    result = _train(run, qmodel, "qat", "Fine-tune", baseline, history="history.csv", checkpoint=CHECKPOINT, teacher=teacher)
     run.save_model(qmodel, "qat.keras")
     run.measure("qat", run.evaluate("qat", "Evaluate QAT", qmodel, run.inputs.test))
     run.finish("qat", **asdict(result))
@@ -65,33 +63,13 @@ def train_control(run: Run) -> None:
 def _train(
     run: Run, model: Any, stage: str, verb: str, baseline: float, *, history: str, checkpoint: str, teacher: Any = None
 ) -> QatResult:
-    """Train on the schedule. Data are loaded with the seed set anew: so a run that goes on reads the same."""
-    inputs, schedule = run.inputs, run.inputs.schedule
+    """Train on the schedule."""
+    schedule = run.inputs.schedule
     assert schedule is not None  # the callers looked
-    recipe = inputs.recipe
-
-    def load_train() -> Any:
-        tf_keras.utils.set_random_seed(recipe.seed)
-        return load_data(recipe, "train", run.origin, inputs.model).dataset
-
+    training = Training(monitor=f"val_{run.first_metric}", baseline=baseline, history=history, checkpoint=checkpoint)
     title = f"{verb} {schedule.epochs} epochs of {schedule.steps_per_epoch} steps"
     with run.stage(stage, title, schedule.total_steps) as advance:
-        return fine_tune(
-            model,
-            schedule,
-            load_train,
-            inputs.validation.dataset,
-            loss=inputs.loss,
-            metrics=recipe.training.metrics,
-            monitor=f"val_{run.first_metric}",
-            baseline=baseline,
-            history=run.directory / history,
-            teacher=teacher,
-            checkpoint=run.directory / checkpoint,
-            checkpoint_steps=recipe.qat.checkpoint_steps,
-            seed=recipe.seed,
-            callbacks=[Ticker(on_train=advance)],
-        )
+        return trained(run, model, training, teacher=teacher, advance=advance)
 
 
 def choose(run: Run, qmodel: Any, qat: QatResult | None, calibrated: Sequence[Any]) -> tuple[str, Any]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tfqat import files
@@ -18,6 +19,7 @@ from tfqat.quantize.load import load_model
 from tfqat.run_directory import RunDirectory, read_json
 from tfqat.training.callbacks import Ticker
 from tfqat.training.evaluate import evaluate
+from tfqat.workers import Workers
 
 _DIGITS = 6
 STATE = "state.json"
@@ -39,6 +41,7 @@ class Run:
     origin: Origin
     progress: Progress
     write_log: Callable[[str], None]
+    workers: Workers = field(default_factory=Workers)
     metrics: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
     stage_name: str = "load"
@@ -61,10 +64,10 @@ class Run:
             known = read_json(self.directory.path, STATE)
             self.done, self.measured, self.metrics = known["done"], known["measured"], known["metrics"]
 
-    def load_model(self, name: str) -> Any:
-        """A model that this run has written."""
+    def load_model(self, name: str | Path) -> Any:
+        """A model that this run has written, by its name in the run directory or its path."""
         recipe = self.inputs.recipe
-        return load_model(self.directory / name, custom_objects(recipe, self.origin), unsafe=self.origin.unsafe)
+        return load_model(self.directory.path / name, custom_objects(recipe, self.origin), unsafe=self.origin.unsafe)
 
     def end(self) -> None:
         """Say that this run is complete, and remove what only one that goes on needs: in this order, as it may be killed between."""
@@ -131,6 +134,8 @@ class Run:
     def give_up(self, error: BaseException) -> None:
         """Leave nothing if there is no result yet; else keep what there is, mark it, and have the error say where it lies."""
         self.write_log(f"stopped in stage {self.stage_name}: {type(error).__name__}: {error}")
+        if not self.workers.is_chief:
+            return
         if isinstance(error, TfqatError) and not self.resumed and not (self.directory / "calibration.json").exists():
             self.directory.discard()
             return

@@ -90,7 +90,7 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         optimizer = self.model.optimizer
         groups: dict[str, Sequence[Any]] = {
             "model": self.model.get_weights(),
-            "optimizer": [np.asarray(variable) for variable in optimizer.variables],
+            "optimizer": [np.asarray(variable.numpy()) for variable in optimizer.variables],
             "best": self._best.weights or [],
         }
         meta = {

@@ -59,6 +59,7 @@ def compile_quantized(qmodel: Any, plan: QatPlan, loss: Any, metrics: Any = (), 
     compile_float(qmodel, plan, loss, metrics, **options)
     if distillation is not None:
         object.__setattr__(qmodel, "train_step", functools.partial(distillation.train_step, qmodel))
+        qmodel.distribute_reduction_method = "first"  # what the step reports is of all replicas; Keras would add it up
     for name in _STEPS:
         object.__setattr__(qmodel, name, _with_quantizers_on(getattr(qmodel, name)))
     object.__setattr__(qmodel, "compile", functools.partial(_compile_plainly, qmodel))
@@ -165,6 +166,8 @@ def _with_quantizers_on(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def _restore_steps(qmodel: Any) -> None:
     """Take back what an earlier `qat_compile` put before the methods of the model's class."""
+    if "train_step" in vars(qmodel):
+        qmodel.distribute_reduction_method = None
     for name in (*_STEPS, "compile"):
         vars(qmodel).pop(name, None)
 

@@ -11,6 +11,7 @@ import tf_keras
 from tfqat.errors import TrainingError, nearest
 from tfqat.quantize.quantizers import quantizers
 from tfqat.recipe.modifiers import Distill
+from tfqat.training.replicas import mean_over_replicas
 
 _LEAST = 1e-7  # probabilities below it count as this, as in Keras's crossentropies
 
@@ -56,10 +57,12 @@ class Distillation:
             outputs = tf.nest.pack_sequence_as(self._structure, found[: len(self._kinds)])
             task = model.compute_loss(x, y, outputs, sample_weight)
             distance = self._distance(wanted, found)
-            loss = (1.0 - self._config.weight) * task + self._config.weight * tf.cast(distance, task.dtype)
+            # The optimizer adds up the replicas' gradients; `task` is divided by their number already.
+            share = self._config.weight / tf.distribute.get_strategy().num_replicas_in_sync
+            loss = (1.0 - self._config.weight) * task + share * tf.cast(distance, task.dtype)
         model._validate_target_and_loss(y, loss)
         model.optimizer.minimize(loss, model.trainable_variables, tape=tape)
-        return {**model.compute_metrics(x, y, outputs, sample_weight), "distillation": distance}
+        return {**model.compute_metrics(x, y, outputs, sample_weight), "distillation": mean_over_replicas(distance)}
 
     def _distance(self, wanted: Sequence[tf.Tensor], found: Sequence[tf.Tensor]) -> tf.Tensor:
         wanted, found = ([tf.cast(value, tf.float32) for value in values] for values in (wanted, found))
@@ -86,7 +89,9 @@ def _logits(probabilities: tf.Tensor, kind: str) -> tf.Tensor:
 
 
 def _squared(wanted: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean((wanted - found) ** 2) / (tf.math.reduce_variance(wanted) + _LEAST)
+    mean = mean_over_replicas(tf.reduce_mean(wanted))
+    variance = mean_over_replicas(tf.reduce_mean((wanted - mean) ** 2))
+    return tf.reduce_mean((wanted - found) ** 2) / (variance + _LEAST)
 
 
 def _with_features(model: Any, features: Sequence[str], whose: str) -> Any:

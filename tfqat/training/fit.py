@@ -16,6 +16,7 @@ from tfqat.recipe.modifiers import QatPlan
 from tfqat.training.callbacks import BestWeights, EpochHistory, step_callbacks
 from tfqat.training.checkpoint import Checkpoints, Position
 from tfqat.training.compile import compile_float, compile_quantized, end_learning
+from tfqat.training.replicas import split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,9 @@ def fine_tune(
     callbacks: Sequence[Any] = (),
 ) -> QatResult:
     """Fine-tune a model; afterwards it holds the weights of its best epoch, and its ranges are not trained any more.
+
+    Within the scope of a `tf.distribute` strategy, in which the model was made, all replicas train together. With several workers each
+    calls this with the same arguments, but for its own files.
 
     Args:
         qmodel: a calibrated quantized model, or a float one as the control of it; it is trained in place.
@@ -95,7 +99,7 @@ def fine_tune(
 
 def _fit(model: Any, plan: QatPlan, train: Callable[[], Any], validation: Any, position: Position, callbacks: Sequence[Any]) -> None:
     """`model.fit` from a position on; the rest of an epoch that has begun is a `fit` of its own, as Keras cannot begin within one."""
-    settings = {"validation_data": validation, "callbacks": list(callbacks), "verbose": 0}
+    settings = {"validation_data": _validation(validation), "callbacks": list(callbacks), "verbose": 0}
     steps, epoch = plan.steps_per_epoch, position.epoch
     if steps is None:
         model.fit(train().rebatch(plan.batch_size), epochs=plan.epochs, **settings)
@@ -104,7 +108,10 @@ def _fit(model: Any, plan: QatPlan, train: Callable[[], Any], validation: Any, p
     def data(step: int) -> Any:
         # Loaded anew, as data that are shuffled come in another order each time the same object is read. Without an end: where Keras runs
         # into it, the optimizer has already counted the step that then has none (tf-keras 2.21).
-        return train().rebatch(plan.batch_size).repeat().skip(step)
+        def load() -> Any:
+            return train().rebatch(plan.batch_size).repeat().skip(step)
+
+        return split(load, plan.batch_size) if tf.distribute.has_strategy() else load()
 
     begun = position.step - epoch * steps
     if begun:
@@ -112,6 +119,15 @@ def _fit(model: Any, plan: QatPlan, train: Callable[[], Any], validation: Any, p
         epoch += 1
     if epoch < plan.epochs:
         model.fit(data(epoch * steps), initial_epoch=epoch, epochs=plan.epochs, steps_per_epoch=steps, **settings)
+
+
+def _validation(data: Any) -> Any:
+    """The data as they are read for validation: by examples, where several workers share them, and not by files."""
+    if not tf.distribute.has_strategy():
+        return data
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return data.with_options(options)
 
 
 def _draws(layer: Any) -> bool:

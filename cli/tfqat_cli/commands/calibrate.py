@@ -46,6 +46,9 @@ def calibrate(
         result = pipeline.calibrate_recipe(recipe, overrides=set_ or (), out=out, unsafe=unsafe, progress=stages)
     except KeyboardInterrupt as interrupt:
         raise typer.Abort(*getattr(interrupt, "__notes__", ())) from interrupt
+    if result is None:
+        display.say_that_the_chief_has_it(console)
+        return
     console.print(display.ranges_table(result.calibration))
     console.print(display.summary_table(result.metrics))
     typer.echo(f"Report:    {result.directory / 'report.html'}")

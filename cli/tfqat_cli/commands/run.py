@@ -45,6 +45,9 @@ def run(
         )
     except KeyboardInterrupt as interrupt:  # Typer ends on it with an exit code alone, without the note where the run is kept
         raise typer.Abort(*getattr(interrupt, "__notes__", ())) from interrupt
+    if result is None:
+        display.say_that_the_chief_has_it(console)
+        return
     _print(console, result)
     raise typer.Exit(0 if result.parity.passed else 1)
 

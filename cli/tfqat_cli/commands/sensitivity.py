@@ -39,6 +39,9 @@ def sensitivity(
         result = pipeline.analyse_recipe(recipe, overrides=overrides, out=out, unsafe=unsafe, progress=stages)
     except KeyboardInterrupt as interrupt:
         raise typer.Abort(*getattr(interrupt, "__notes__", ())) from interrupt
+    if result is None:
+        display.say_that_the_chief_has_it(console)
+        return
     found = result.sensitivity
     assert found is not None  # analyse_recipe always measures it
     if as_json:
