@@ -93,8 +93,8 @@ def test_two_processes_give_the_result_of_one(tiny_project: Path, tmp_path: Path
     assert max(np.max(np.abs(np.float64(old) - new)) for old, new in zip(before, weights(together), strict=True)) > 1e-2
     for ours, theirs in zip(weights(together), weights(alone.directory), strict=True):
         np.testing.assert_allclose(np.float64(ours), np.float64(theirs), rtol=1e-4, atol=1e-5)
-    for name in ("history.csv", "history-control.csv"):
-        np.testing.assert_allclose(history(together, name), history(alone.directory, name), rtol=1e-5, atol=1e-6)
+    for name, tolerance in (("history.csv", 1e-3), ("history-control.csv", 1e-5)):
+        np.testing.assert_allclose(history(together, name), history(alone.directory, name), rtol=tolerance, atol=1e-6)
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
