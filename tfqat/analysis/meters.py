@@ -12,6 +12,7 @@ import tf_keras
 from tfqat.datasets import reason_of
 from tfqat.errors import DataError, RecipeError, nearest
 from tfqat.metric_names import higher_is_better
+from tfqat.models.dtypes import float32_policy
 from tfqat.training.evaluate import check_metrics
 
 OUTPUT_ERROR = "output_error"
@@ -158,6 +159,7 @@ class FunctionMeasure:
             raise DataError(f"sensitivity.metric: function {self.name!r} raised {type(error).__name__}: {error}") from error
 
 
+@float32_policy()
 def make_meter(metric: Any, model: Any, *, loss: Any, metrics: Sequence[Any], batch: Any) -> Meter:
     """The meter of a metric.
 

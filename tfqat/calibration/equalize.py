@@ -26,6 +26,7 @@ from tfqat.calibration.predicted_error import PredictedError, Seen
 from tfqat.datasets import check_batch, inputs_of
 from tfqat.errors import DataError, ModelError
 from tfqat.models import graph as model_graph
+from tfqat.models.dtypes import float32_policy
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.models.layers import ChannelReLU
 from tfqat.models.load import canonical
@@ -92,6 +93,7 @@ class Equalized:
         return cls(model=model, factors=factors, caps=data["caps"], left=data["left"])
 
 
+@float32_policy()
 def equalize(model: Any, dataset: Iterable[Any], *, batches: int = 16, weight_bits: int = 8, activation_bits: int = 8) -> Equalized:
     """Scale the channels between the layers of a float model where that is predicted to make it more accurate once it is quantized.
 

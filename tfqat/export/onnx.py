@@ -16,6 +16,7 @@ from tfqat.export import naming, passes, tf2onnx_adapter
 from tfqat.export.fold import BatchNormResult, Codes, fold_batch_norms
 from tfqat.export.plain import plain
 from tfqat.export.weights import WeightInput, quantize_weights
+from tfqat.models.dtypes import float32_policy
 from tfqat.models.names import given_name
 from tfqat.placement.plan import QPoint
 from tfqat.quantize import state
@@ -43,6 +44,7 @@ class ExportReport:
         return tuple(result for result in self.batch_norms if not result.folded)
 
 
+@float32_policy()
 def export_onnx(
     qmodel: Any, path: str | Path, *, opset: int = 17, fold_batchnorm: bool = True, metadata: Mapping[str, str] | None = None
 ) -> ExportReport:

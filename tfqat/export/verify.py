@@ -20,6 +20,7 @@ from tfqat.export.expected import Expected, expected_of
 from tfqat.export.onnx import FOLD_BATCHNORM
 from tfqat.export.parity import FLOOR_FACTOR, CodeDifference, OutputParity, ParityReport, PointParity
 from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
+from tfqat.models.dtypes import float32_policy
 from tfqat.quantize import state
 
 # All points of a batch are in memory at once, several times in Keras and twice in ONNX Runtime: at most so many examples, or values.
@@ -27,6 +28,7 @@ BATCH, BATCH_VALUES = 50, 30_000_000
 _REPETITIONS = ("noise 1", "noise 2", "noise 3")
 
 
+@float32_policy()
 def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, examples: int = 1000) -> ParityReport:
     """Compare a quantized model with the graph that was exported from it.
 

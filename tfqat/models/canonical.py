@@ -20,6 +20,7 @@ import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from tfqat.errors import ModelError
+from tfqat.models.dtypes import float32_policy, is_mixed, without_mixed
 from tfqat.models.nested import Names, calls, check_functional, key
 from tfqat.models.operations import layer_for, written_out
 from tfqat.models.split import Split, split
@@ -40,13 +41,14 @@ class Canonical:
     origins: Mapping[str, tuple[Any, ...]]
 
 
+@float32_policy()
 def canonicalize(model: Any) -> Canonical:
     """The canonical form of a functional or Sequential tf_keras model.
 
     Layers of nested models are called `<nested model>/<layer>`. A layer or a nested model that is called several times stays one layer
     object for each of its layers, called several times. Names of the model and of its outputs are kept, but an output that is a
     nested model is called after its inner layer, `<nested model>/<layer>`. A layer made from an operation is called after it,
-    `tf.__operators__.add_3` -> `add_3`. What has no equivalent stays as it is.
+    `tf.__operators__.add_3` -> `add_3`. What has no equivalent stays as it is. Layers of mixed precision compute in float32.
 
     Args:
         model: it is not changed, and shares no variable with the result.
@@ -66,7 +68,7 @@ def is_canonical(model: Any) -> bool:
 
 
 def _changes(layer: Any, arguments: Any, keywords: Mapping[str, Any]) -> bool:
-    if isinstance(layer, tf_keras.Model) or _rewrite(layer, arguments, keywords) is not None:
+    if isinstance(layer, tf_keras.Model) or is_mixed(layer) or _rewrite(layer, arguments, keywords) is not None:
         return True
     return written_out(layer, arguments) is not arguments
 
@@ -163,7 +165,7 @@ class _Canonicalizer:
         return tf.nest.map_structure(lambda part: tensors[part], rewrite.outputs)
 
     def _make_part(self, layer: Any, prefix: str, step: Step, last: bool) -> Any:
-        return step.layer_class(**step.config, name=self._names.of_part(layer, prefix, step, last=last))
+        return step.layer_class(**without_mixed(step.config), name=self._names.of_part(layer, prefix, step, last=last))
 
     def _once(self, key: Any, make: Callable[[], Any], weights: tuple[Any, ...]) -> Any:
         if key not in self._made:
@@ -195,7 +197,7 @@ def _copy_layer(layer: Any, name: str) -> Any:
     try:
         with warnings.catch_warnings():  # keras.applications gives TensorFlow's initializers to a few layers
             warnings.filterwarnings("ignore", message="The `keras.initializers.serialize", category=UserWarning)
-            return type(layer).from_config({**layer.get_config(), "name": name})
+            return type(layer).from_config({**without_mixed(layer.get_config()), "name": name})
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(
             f"layer {layer.name!r} ({type(layer).__name__}) cannot be made again from its configuration: {str(error).strip()}. Give its "

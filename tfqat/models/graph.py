@@ -18,6 +18,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfqat.errors import ModelError
+from tfqat.models.dtypes import float32_policy
 from tfqat.models.nested import calls as calls_in_order
 
 CALL = "@"
@@ -118,6 +119,7 @@ def read(model: Any) -> ModelGraph:
     return ModelGraph(nodes=nodes, outputs=outputs)
 
 
+@float32_policy()
 def rebuild(
     model: Any,
     *,
@@ -266,11 +268,15 @@ def check_float32(model: Any) -> None:
         )
 
 
-def _computes_in_another_float(layer: Any) -> bool:
-    """Whether a layer computes in float16, bfloat16 or float64; an operator (`x + y`) computes in what it reads, whatever its policy."""
+def has_own_dtype(layer: Any) -> bool:
+    """Whether a layer computes in the float type of its policy; an operator (`x + y`) computes in what it reads, whatever its policy."""
     if isinstance(layer, tf_keras.layers.InputLayer) or not layer._autocast:
         return False
-    return bool(tf.as_dtype(layer.compute_dtype).is_floating) and layer.compute_dtype != "float32"
+    return bool(tf.as_dtype(layer.compute_dtype).is_floating)
+
+
+def _computes_in_another_float(layer: Any) -> bool:
+    return has_own_dtype(layer) and layer.compute_dtype != "float32"
 
 
 def check_functional(model: Any) -> None:

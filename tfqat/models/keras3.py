@@ -19,6 +19,7 @@ import tf_keras
 
 from tfqat.errors import ModelError
 from tfqat.models import keras3_config, keras3_graph, keras3_ops
+from tfqat.models.dtypes import float32_policy
 from tfqat.models.keras3_calls import replaced
 from tfqat.models.keras3_graph import Call
 from tfqat.models.keras3_layers import Keras3Layer, KerasOperation
@@ -41,6 +42,7 @@ class Converted:
     origins: Mapping[str, tuple[Any, ...]]
 
 
+@float32_policy()
 def convert(model: Any) -> Converted:
     """The tf_keras model that computes what a Keras 3 model computes, with its weights.
 
@@ -105,6 +107,11 @@ def _check_backend(operation: Any, name: str) -> None:
 def _new_input(tensor: Any) -> Any:
     name = legal_name(tensor._keras_history.operation.name)
     return tf_keras.Input(batch_shape=tuple(tensor.shape), dtype=tensor.dtype, sparse=bool(tensor.sparse), name=name)
+
+
+def _full(dtype: str) -> str:
+    """What an operation between layers computes in; in a model of mixed precision those are 16 bits, but it is taken in float32."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
 class _Conversion:
@@ -177,7 +184,7 @@ class _Conversion:
 
     def _operate(self, call: Call, tensors: list[Any], path: str) -> list[Any]:
         """Apply an operation; one that changes nothing leaves no layer."""
-        if type(call.operation).__name__ == "Cast" and tensors[0].dtype == call.node.outputs[0].dtype:
+        if type(call.operation).__name__ == "Cast" and tensors[0].dtype == _full(call.node.outputs[0].dtype):
             return tensors
         # Operations do not pass masks on, most layers of tf_keras do.
         masked = any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors)
@@ -192,10 +199,10 @@ class _Conversion:
         found = None if masked or any(value is not None for value in call.kwargs.values()) else keras3_ops.layer_for(simple)
         if found is not None:
             kind, settings = found
-            return (MatMul if kind == "MatMul" else getattr(tf_keras.layers, kind))(**settings, name=name, dtype=output.dtype)
+            return (MatMul if kind == "MatMul" else getattr(tf_keras.layers, kind))(**settings, name=name, dtype=_full(output.dtype))
         _check_backend(call.operation, name)
         settings, arguments = keras3_graph.encoded(call)
-        dtype = output.dtype if "float" in output.dtype else "float32"
+        dtype = _full(output.dtype) if "float" in output.dtype else "float32"
         return KerasOperation(operation=path, settings=settings, arguments=arguments, name=name, dtype=dtype)
 
     def _flat_inputs(self, function: Any, given: Any, path: str) -> list[Any]:
@@ -209,7 +216,7 @@ class _Conversion:
                     f"model {path!r} is called with a tensor of shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}: "
                     "reshape it in the outer model"
                 )
-        return [self._cast(tensor, expected.dtype, path) for tensor, expected in zip(flat, function._inputs, strict=True)]
+        return [self._cast(tensor, _full(expected.dtype), path) for tensor, expected in zip(flat, function._inputs, strict=True)]
 
     def _cast(self, tensor: Any, dtype: str, path: str) -> Any:
         if tensor.dtype == dtype:

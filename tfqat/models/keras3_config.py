@@ -20,6 +20,7 @@ import tf_keras
 
 from tfqat.errors import ModelError
 from tfqat.models import activations
+from tfqat.models.dtypes import MIXED
 from tfqat.models.keras3_layers import BatchNormalization, LayerScale, StochasticDepth
 
 _OWN = {"LayerScale": LayerScale, "StochasticDepth": StochasticDepth}
@@ -159,7 +160,7 @@ def _is_users_own(layer: Any) -> bool:
 def _as_layer(layer: Any) -> Any:
     layers = import_module("keras").layers
     is_layer = isinstance(layer.activation, layers.Layer)
-    return layer.activation if is_layer else layers.Activation(layer.activation, name=f"{layer.name}_activation", dtype=layer.dtype_policy)
+    return layer.activation if is_layer else layers.Activation(layer.activation, name=f"{layer.name}_activation", dtype=dtype_of(layer))
 
 
 def _regularizer_or_constraint(value: Any, module: Any) -> Any:
@@ -203,6 +204,7 @@ def _numpy(value: Any) -> Any:
 
 
 def dtype_of(layer: Any) -> str:
-    """The name of the layer's dtype policy."""
+    """The name of the layer's dtype policy; float32 for a mixed one."""
     policy = layer.dtype_policy
-    return str(getattr(policy, "default_policy", policy).name)
+    name = str(getattr(policy, "default_policy", policy).name)
+    return "float32" if name in MIXED else name

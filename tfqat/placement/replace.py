@@ -20,6 +20,7 @@ import tf_keras
 from tfqat.errors import DataError, ModelError, NoMatchError
 from tfqat.models import activations
 from tfqat.models import graph as model_graph
+from tfqat.models.dtypes import float32_policy
 from tfqat.models.graph import ModelGraph, Node
 from tfqat.models.load import canonical
 from tfqat.models.names import given_name
@@ -48,6 +49,7 @@ class Substitution:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
+@float32_policy()
 def replace_blocks(model: Any, replacements: Iterable[Replacement], *, base: Path | None = None) -> Any:
     """A new canonical model with the blocks that `replacements` select replaced, one replacement after the other.
 

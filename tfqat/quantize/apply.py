@@ -46,7 +46,7 @@ def quantize_model(
 
     Raises:
         PlacementError: the placement names a layer that the model does not have.
-        ModelError: the model cannot be read (see `tfqat.load_model`), or computes in another type than float32.
+        ModelError: the model cannot be read (see `tfqat.load_model`), or computes in float16 or float64.
     """
     model = canonical(model)
     model_graph.check_float32(model)

@@ -126,7 +126,9 @@ class ActivationQuantizer(tf_keras.layers.Layer):  # type: ignore[misc]
         super().build(input_shape)
 
     def call(self, inputs: Any, training: Any = None) -> Any:
-        """(batch, ...) -> the same shape, on the grid of the QPoint."""
+        """(batch, ...) -> the same shape and type, on the grid of the QPoint; 16-bit floats are quantized in float32."""
+        if inputs.dtype in (tf.float16, tf.bfloat16):
+            return tf.cast(self.quantizer(tf.cast(inputs, tf.float32), training, self.quantizer_weights), inputs.dtype)
         return self.quantizer(inputs, training, self.quantizer_weights)
 
     def get_config(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_regis
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_scheme import QuantizeScheme
 
 from tfqat.models import graph as model_graph
+from tfqat.models.dtypes import float32_policy
 from tfqat.models.graph import ModelGraph, TensorRef
 from tfqat.placement import rules
 from tfqat.placement.plan import Placement, QPoint
@@ -82,6 +83,7 @@ class TensorRTLayoutTransform(QuantizeLayoutTransform):  # type: ignore[misc]
         return insert_quantizers(model, configs, placed), foreign
 
 
+@float32_policy()
 def insert_quantizers(model: Any, configs: Mapping[str, InputQuantizeConfig], points: Iterable[QPoint]) -> Any:
     """A new model with a quantizer on the edges of each activation point, and a wrapper around each layer with a quantized weight.
 

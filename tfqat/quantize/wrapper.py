@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
 
@@ -46,12 +47,17 @@ class QuantizeWrapper(QuantizeWrapperV2):  # type: ignore[misc]
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
         """The layer's output, computed with quantized weights."""
         variables = [weight for weight, _, _ in self._weight_vars]
-        quantized = [quantizer(weight, training, state) for weight, quantizer, state in self._weight_vars]
+        quantized = [self._as_computed(quantizer(weight, training, state)) for weight, quantizer, state in self._weight_vars]
         self.quantize_config.set_quantize_weights(self.layer, quantized)
         try:
             return self.layer.call(inputs, **kwargs)
         finally:
             self.quantize_config.set_quantize_weights(self.layer, variables)
+
+    def _as_computed(self, value: Any) -> Any:
+        """A quantized weight in the type that the layer computes in."""
+        dtype = self.layer.compute_dtype
+        return value if dtype is None or value.dtype == dtype else tf.cast(value, dtype)
 
     def quantized_weights(self) -> list[tuple[TensorQuantizer, Any, dict[str, Any]]]:
         """(quantizer, variable, state) of each quantized weight."""

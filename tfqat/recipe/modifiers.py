@@ -63,6 +63,7 @@ class QatPlan:
         activations_amax: `frozen`, `learned` or `pact`.
         gradient: of what a frozen range clips: `clipped` or `pass_through`.
         clip_norm: what the gradients' common norm is scaled down to.
+        precision: what layers compute in while training.
     """
 
     epochs: int
@@ -81,6 +82,7 @@ class QatPlan:
     gradient: Literal["clipped", "pass_through"]
     freeze_batchnorm: float | None
     distill: Distill | None
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -189,6 +191,7 @@ def qat_plan(
         gradient=rules.gradient,
         freeze_batchnorm=_freeze_batchnorm(rules.batchnorm),
         distill=Distill(**rules.distill.model_dump()) if rules.distill else None,
+        precision=rules.precision,
     )
     if schedule.steps_per_epoch is None and examples is not None:
         return plan.with_steps(math.ceil(examples / batch_size))

@@ -58,6 +58,9 @@ class QatConfig(Block):
     disable_phase_callbacks: bool = Field(default=True, description="Switch off EMA, model averaging and phase callbacks.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="The optimizer that fine-tunes.")
     weight_decay: float | None = Field(default=None, ge=0, description="Weight decay; null: the float one x lr_decay_factor.")
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
+        default="float32", description="What layers compute in while training; fake quantization, variables and outputs: float32."
+    )
     clip_norm: float | None = Field(default=None, gt=0, description="Gradients are scaled down to this norm, all together; null: not.")
     ema: bool = Field(default=False, description="Average the weights over steps; needs disable_phase_callbacks: false.")
     amax: AmaxConfig = Field(default=AmaxConfig(), description="What happens to the calibrated ranges.")

@@ -19,7 +19,7 @@ from tfqat.training.callbacks import BestWeights, EpochHistory
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far a fine-tuning has come: complete epochs, and optimizer steps in all."""
+    """How far a fine-tuning has come: complete epochs, and steps in all."""
 
     epoch: int
     step: int
@@ -39,15 +39,18 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._path, self._best, self._history, self._steps = path, best, history, steps
         self._epoch = 0
+        # Not the optimizer's count: with a loss scale it leaves out the steps whose gradients are not finite.
+        self._step = self._before = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Note the epoch."""
-        self._epoch = epoch
+        self._epoch, self._before = epoch, self._step
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save, if it is time; not after the last step, as the epoch is complete only when it has been validated."""
+        self._step = self._before + batch + 1
         last = batch + 1 == self.params.get("steps")
-        if self._steps and not last and int(self.model.optimizer.iterations.numpy()) % self._steps == 0:
+        if self._steps and not last and self._step % self._steps == 0:
             self._save(self._epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -74,7 +77,7 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
                 groups = {name: [arrays[f"{name}/{number}"] for number in range(count)] for name, count in meta["counts"].items()}
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RunDirectoryError(f"{self._path} cannot be read: {error}; delete it, and fine-tuning starts anew") from error
-        variables = model.optimizer.variables
+        variables = _variables(model.optimizer)
         shapes = [[tuple(value.shape) for value in values] for values in (model.weights, variables)]
         if shapes != [[value.shape for value in groups[name]] for name in ("model", "optimizer")]:
             raise RunDirectoryError(f"{self._path} was saved by another model or optimizer; delete it, and fine-tuning starts anew")
@@ -84,18 +87,18 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self._best.set_state(meta["best"], groups["best"])
         self._history.rows = meta["rows"]
         self._history.write()
+        self._step = meta["step"]
         return Position(epoch=meta["epoch"], step=meta["step"])
 
     def _save(self, epoch: int) -> None:
-        optimizer = self.model.optimizer
         groups: dict[str, Sequence[Any]] = {
             "model": self.model.get_weights(),
-            "optimizer": [np.asarray(variable.numpy()) for variable in optimizer.variables],
+            "optimizer": [np.asarray(variable.numpy()) for variable in _variables(self.model.optimizer)],
             "best": self._best.weights or [],
         }
         meta = {
             "epoch": epoch,
-            "step": int(optimizer.iterations.numpy()),
+            "step": self._step,
             "best": self._best.state(),
             "rows": self._history.rows,
             "counts": {name: len(values) for name, values in groups.items()},
@@ -103,3 +106,9 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         arrays = {f"{name}/{number}": value for name, values in groups.items() for number, value in enumerate(values)}
         with files.replacing(self._path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, meta=np.asarray(json.dumps(meta)), **arrays)
+
+
+def _variables(optimizer: Any) -> list[Any]:
+    """Those of an optimizer, with its loss scale if it has one."""
+    scale = getattr(optimizer, "_loss_scale", None)
+    return [*optimizer.variables, *([] if scale is None else [scale.current_loss_scale, scale.counter])]

@@ -17,6 +17,7 @@ from tfqat.quantize import state
 from tfqat.quantize.quantizers import Learning, quantizers
 from tfqat.recipe.modifiers import QatPlan
 from tfqat.training.distill import Distillation
+from tfqat.training.precision import in_precision, scaled
 
 _STEPS = ("train_step", "test_step", "predict_step")
 
@@ -60,6 +61,8 @@ def compile_quantized(qmodel: Any, plan: QatPlan, loss: Any, metrics: Any = (), 
     if distillation is not None:
         object.__setattr__(qmodel, "train_step", functools.partial(distillation.train_step, qmodel))
         qmodel.distribute_reduction_method = "first"  # what the step reports is of all replicas; Keras would add it up
+    if plan.precision != "float32":
+        object.__setattr__(qmodel, "train_step", in_precision(qmodel.train_step, qmodel, plan.precision))
     for name in _STEPS:
         object.__setattr__(qmodel, name, _with_quantizers_on(getattr(qmodel, name)))
     object.__setattr__(qmodel, "compile", functools.partial(_compile_plainly, qmodel))
@@ -73,7 +76,7 @@ def compile_float(model: Any, plan: QatPlan, loss: Any, metrics: Any = (), **opt
     ranges = [handle.amax for handle in _handles(model).values()]
     if plan.weight_decay and ranges:
         optimizer.exclude_from_weight_decay(var_list=ranges)
-    model.compile(optimizer=optimizer, loss=loss, metrics=chosen, **options)
+    model.compile(optimizer=scaled(optimizer, plan.precision), loss=loss, metrics=chosen, **options)
     return model
 
 

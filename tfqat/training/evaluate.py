@@ -11,6 +11,7 @@ import tf_keras
 
 from tfqat.datasets import reason_of
 from tfqat.errors import RecipeError, nearest
+from tfqat.models.dtypes import float32_policy
 from tfqat.recipe.schema import LossConfig
 
 _NOT_LOSSES = ("Loss", "Reduction", "deserialize", "get", "serialize")
@@ -77,6 +78,7 @@ def evaluate(
     return {name: float(value) for name, value in values.items()}
 
 
+@float32_policy()
 def evaluate_outputs(
     outputs: Sequence[np.ndarray],
     targets: tuple[Any, ...],

@@ -82,7 +82,7 @@ def test_a_sequential_becomes_a_functional_model(tmp_path: Path, load_model: Any
 
 @LOADERS
 @pytest.mark.parametrize("name", ["object", "m.keras", "m.h5"])
-def test_mixed_precision_is_refused_and_the_advice_helps(tmp_path: Path, load_model: Any, name: str) -> None:
+def test_float16_is_refused_and_the_advice_helps(tmp_path: Path, load_model: Any, name: str) -> None:
     model = small(layers.Activation("tanh", dtype="float16", name="half"))
     with pytest.raises(ModelError, match=r"^layer 'half' of model 'small' computes in float16; expected float32\. A saved model keeps its"):
         load_model(model if name == "object" else save(model, tmp_path / name))

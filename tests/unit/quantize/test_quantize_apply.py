@@ -220,9 +220,9 @@ def test_a_sequential_is_quantized(images: np.ndarray) -> None:
     assert np.array_equal(qmodel(batch).numpy(), model(batch).numpy())
 
 
-def test_mixed_precision_is_refused() -> None:
+def test_variables_of_float16_are_refused() -> None:
     given = tf_keras.Input((8, 8, 3))
-    model = tf_keras.Model(given, layers.Conv2D(4, 3, name="c", dtype="mixed_float16")(given), name="half")
+    model = tf_keras.Model(given, layers.Conv2D(4, 3, name="c", dtype="float16")(given), name="half")
     with pytest.raises(ModelError, match=r"^layer 'c' of model 'half' computes in float16; expected float32"):
         tfqat.quantize_model(model)
 
