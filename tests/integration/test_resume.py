@@ -178,6 +178,7 @@ def test_the_control_is_trained_on_the_same_schedule_and_goes_on_too(tiny_projec
     metrics = json.loads((directory / "metrics.json").read_text())
     assert metrics["control"] == whole.metrics["control"] != whole.metrics["float"]
     assert (directory / "history-control.csv").read_text().count("\n") == 4
+    assert "Training longer by itself: +" in (directory / "report.html").read_text()
     assert "Float, trained on" in (directory / "report.html").read_text()
 
 
@@ -196,6 +197,43 @@ def test_a_run_that_was_killed_goes_on(project: Path, reference: Any, tmp_path: 
     done = subprocess.run([*command, "--resume", str(directory)], capture_output=True, text=True, cwd=project, check=False)
     assert done.returncode == 0, done.stderr
     assert_same(directory, reference.directory)
+
+
+FULL_DISK = """
+import contextlib, resource, sys
+import tfqat
+
+class FullDisk:
+    \"\"\"From the given stage on files cannot grow beyond 8 kB: writing raises, as on a full disk.\"\"\"
+
+    def stage(self, title, total=None):
+        if title.startswith(sys.argv[1]):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+        return contextlib.nullcontext(lambda: None)
+
+    def message(self, text):
+        pass
+
+try:
+    tfqat.run(sys.argv[2], overrides=sys.argv[4:], out=sys.argv[3], progress=FullDisk())
+except tfqat.errors.TfqatError as error:
+    print(f"ERROR {type(error).__name__}: {error}", *error.__notes__, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(("stage", "missing"), [("Fine-tune", "checkpoint.npz"), ("Export ONNX", "model.onnx")])
+def test_a_full_disk_ends_the_run_with_what_it_has(tiny_project: Path, tmp_path: Path, stage: str, missing: str) -> None:
+    recipe, chosen = tiny_project / "tiny.yaml", [*SETTINGS]
+    command = [sys.executable, "-c", FULL_DISK, stage, str(recipe), str(tmp_path), *chosen]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (directory,) = tmp_path.iterdir()
+    assert f"ERROR RunDirectoryError: cannot write {directory / missing}: File too large" in done.stdout, done.stdout + done.stderr[-2000:]
+    assert f"`--resume {directory}` goes on from there" in done.stdout
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "incomplete"
+    assert not list(directory.glob(".writing-*"))
+    assert tfqat.load_model(directory / "quantized.keras")
+    resumed = tfqat.run(recipe, overrides=chosen, resume=directory)
+    assert resumed is not None and resumed.metrics["exported"] == "qat" and (directory / missing).exists() == (missing != "checkpoint.npz")
 
 
 def test_the_manifest_has_checksums_and_the_state_of_git(reference: Any) -> None:

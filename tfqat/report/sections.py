@@ -101,6 +101,25 @@ def stage_cards(view: RunView) -> list[Card]:
     return cards
 
 
+def control_text(view: RunView) -> str:
+    """What training longer gained by itself, and what the model that was trained with quantizers lacks to it; empty without a control."""
+    names, stages = metric_names(view), view.metrics.stages
+    if not names or any(names[0] not in stages.get(stage, {}) for stage in ("float", "control", "qat")):
+        return ""
+    metric = names[0]
+    start, control, qat = (stages[stage][metric] for stage in ("float", "control", "qat"))
+    unit = " points" if formats.is_fraction(metric) else ""
+
+    def difference(value: float, reference: float) -> str:
+        return formats.metric_difference(metric, value, reference) + unit
+
+    return (
+        f"Training longer by itself: {difference(control, start)} of {metric.replace('_', ' ')} (the float model on the same schedule). "
+        f"QAT against that model: {difference(qat, control)}, which is what INT8 costs; against the float model as given: "
+        f"{difference(qat, start)}."
+    )
+
+
 def verdict_cards(view: RunView) -> list[Card]:
     """What was exported, its size, whether the graph computes what was trained, and whether the engine runs it in INT8."""
     sizes, exported = view.metrics.size_bytes, view.metrics.exported
