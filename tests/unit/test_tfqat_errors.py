@@ -18,6 +18,7 @@ TREE = {
     "DataError": "TfqatError",
     "NotCalibratedError": "TfqatError",
     "TrainingError": "TfqatError",
+    "WorkerError": "TfqatError",
     "ExportError": "TfqatError",
     "EngineError": "TfqatError",
     "RunDirectoryError": "TfqatError",
