@@ -6,6 +6,7 @@ TensorFlow is imported in the fixtures, so that tests which need none start at o
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:  # it ignores Ctrl-C, and the commands that tests start and interrupt would do so too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Written beside the tiny recipe. Four classes of 12 x 12 images: stripes in four directions under noise.
 DATA_PY = '''\

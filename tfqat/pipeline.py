@@ -17,9 +17,10 @@ from tfqat import files
 from tfqat.analysis.result import Sensitivity
 from tfqat.calibration.result import Calibration
 from tfqat.engines.report import EngineReport
+from tfqat.errors import WorkerError
 from tfqat.export.onnx import ExportReport
 from tfqat.export.parity import ParityReport
-from tfqat.inputs import Origin, load_inputs
+from tfqat.inputs import Inputs, Origin, load_inputs
 from tfqat.placement.plan import Placement
 from tfqat.progress import Progress, Silent
 from tfqat.recipe.load import dump_recipe, load_recipe, recipe_hash
@@ -174,8 +175,7 @@ def _opened(
         earlier = RunDirectory.reopen(Path(resume or ""), recipe_hash=recipe_hash(loaded)) if resumes else None
         with progress.stage("Load model and data") as advance:
             inputs = load_inputs(loaded, origin, advance)
-        if inputs.schedule is not None:
-            check_split(inputs.schedule.batch_size, workers.replicas)
+        _check_together(workers, inputs)
         on_placement(inputs.placement)
         if not workers.is_chief:
             out = left.enter_context(tempfile.TemporaryDirectory())
@@ -207,6 +207,25 @@ def _joined(recipe: Recipe, origin: Origin, progress: Progress) -> Workers:
         workers = join(recipe.distribution, key=origin.cite("distribution.strategy"))
     progress.message(f"process {workers.index} of {workers.count}; {workers.replicas} devices in all")
     return workers
+
+
+def _check_together(workers: Workers, inputs: Inputs) -> None:
+    """Make sure that the work can be split between the devices, and that all processes mean the same by it."""
+    if inputs.schedule is not None:
+        check_split(inputs.schedule.batch_size, workers.replicas)
+    fixed = [given for given in inputs.model.inputs if given.shape[0] is not None]
+    if fixed and workers.replicas > 1:
+        raise WorkerError(
+            f"input {fixed[0].name!r} takes batches of exactly {fixed[0].shape[0]}, which cannot be split between {workers.replicas} "
+            "devices: build the model with a free batch size"
+        )
+    facts = {
+        "recipe": recipe_hash(inputs.recipe),
+        "QAT schedule": inputs.schedule.to_dict() if inputs.schedule else None,
+        "number of validation examples": inputs.validation.examples,
+        "placement": inputs.placement.to_dict(),
+    }
+    workers.check_agreement(facts)
 
 
 def _stages(run: Run) -> RunResult:

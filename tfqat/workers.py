@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import expand_hostlist, expand_tasks_per_node
 
 from tfqat.errors import RecipeError, TfqatError, TrainingError, WorkerError
 from tfqat.recipe.distribution import DistributionConfig
@@ -27,8 +29,11 @@ from tfqat.recipe.distribution import DistributionConfig
 _CHUNK = 1 << 26
 """Bytes of a message that are sent at once."""
 
-_SLURM_TASKS_PER_NODE = 1024
-"""More than there are: TensorFlow's resolver counts tasks by GPUs, and cannot count where there are none (2.21)."""
+_SLURM_PORT = 8888
+"""The first port of a host under Slurm; its further processes take the next ones."""
+
+_IS_ABOUT_PROCESSES = re.compile("collective|coordination", re.IGNORECASE)
+"""What TensorFlow writes of a process that is gone; a data pipeline can raise the same classes."""
 
 _LOST = (
     tf.errors.UnavailableError,
@@ -119,9 +124,12 @@ class Workers:
         """For the others: wait for the chief's next message.
 
         Raises:
-            WorkerError: the chief was lost.
+            WorkerError: the chief failed, or was lost.
         """
-        return Message.from_bytes(self._broadcast(b""))
+        message = Message.from_bytes(self._broadcast(b""))
+        if message.kind == "failed":
+            raise WorkerError(f"the chief stopped: {message.settings['reason']}")
+        return message
 
     @contextmanager
     def meeting(self) -> Iterator[None]:
@@ -134,7 +142,7 @@ class Workers:
             yield
         except (TrainingError, *_LOST) as error:
             cause = error.__cause__ if isinstance(error, TrainingError) else error
-            if self.count == 1 or not isinstance(cause, _LOST):
+            if self.count == 1 or not isinstance(cause, _LOST) or not _IS_ABOUT_PROCESSES.search(str(cause)):
                 raise
             raise _lost(cause) from error
 
@@ -147,11 +155,35 @@ class Workers:
             # Those that are in the middle of something together do not listen; they notice that this process is gone.
             if self.is_chief and not self._together and not isinstance(error, WorkerError):
                 reason = str(error) if isinstance(error, TfqatError) else type(error).__name__
-                with contextlib.suppress(WorkerError):
+                with contextlib.suppress(Exception):  # whatever it is, the error at hand is the one to see
                     self._send(Message(kind="failed", settings={"reason": reason}))
             raise
         if self.is_chief:
-            self._send(Message(kind="end"))
+            with contextlib.suppress(Exception):  # a process that is gone by now has done its part
+                self._send(Message(kind="end"))
+
+    def check_agreement(self, facts: Mapping[str, Any]) -> None:
+        """Make sure that all processes have the same settings and data; every process calls this.
+
+        Args:
+            facts: what has to be the same, by the names that the message uses; JSON values.
+
+        Raises:
+            WorkerError: in every process, if one differs from the chief.
+        """
+        if self.count == 1:
+            return
+        own = chief = json.loads(json.dumps(facts))
+        if self.is_chief:
+            self._send(Message(kind="facts", settings=own))
+        else:
+            chief = self.receive().settings
+        differing = [name for name in own if own[name] != chief.get(name)]
+        with self.meeting():
+            others = int(self._sum(np.asarray([bool(differing)], np.int64))[0])
+        if others:
+            found = f"this one has another {', '.join(differing)} than the chief" if differing else f"{others} differ from the chief"
+            raise WorkerError(f"the processes of a run need the same recipe, --set values and data; {found}")
 
     def _send(self, message: Message) -> None:
         if self.count > 1:
@@ -259,12 +291,28 @@ def _from_tf_config(text: str) -> tuple[dict[str, list[str]], tuple[str, int]]:
 
 
 def _from_slurm() -> tuple[dict[str, list[str]], tuple[str, int]]:
-    gpus = tf.config.list_physical_devices("GPU")
-    settings = {} if gpus else {"gpus_per_node": _SLURM_TASKS_PER_NODE, "gpus_per_task": 1, "auto_set_gpu": False}
+    """TensorFlow's own resolver sorts hosts as text (node10 before node9), and sets CUDA_VISIBLE_DEVICES whatever it was (2.21)."""
     try:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**settings)
-        spec = resolver.cluster_spec().as_dict()
-        kind, index = resolver.get_task_info()
-    except (RuntimeError, ValueError) as error:
-        raise WorkerError(f"Slurm's environment cannot be used: {error}; start the processes with srun") from error
-    return spec, (kind, int(index))
+        names = ("SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
+        rank, nodes, tasks = (os.environ[name] for name in names)
+        counts = zip(expand_hostlist(nodes), expand_tasks_per_node(tasks), strict=True)
+        hosts = [(host, number) for host, count in counts for number in range(count)]
+        host, local = hosts[int(rank)]
+    except (KeyError, ValueError, IndexError) as error:
+        raise WorkerError(
+            f"Slurm's environment cannot be used: {type(error).__name__}: {error}; start the processes with srun, whose step sets "
+            "SLURM_PROCID, SLURM_STEP_NODELIST and SLURM_STEP_TASKS_PER_NODE"
+        ) from error
+    here = os.environ.get("SLURMD_NODENAME", host)
+    if here != host:
+        raise WorkerError(f"Slurm runs task {rank} on {here}, expected {host}: start the processes with srun --distribution=block")
+    _take_gpus(local, sum(one == host for one, _ in hosts))
+    return {"worker": [f"{host}:{_SLURM_PORT + number}" for host, number in hosts]}, ("worker", int(rank))
+
+
+def _take_gpus(local: int, processes: int) -> None:
+    """The part of this host's GPUs that is the process's own, where Slurm has not given each process its own."""
+    gpus = tf.config.list_physical_devices("GPU")
+    share = len(gpus) // processes
+    if processes > 1 and share:
+        tf.config.set_visible_devices(gpus[local * share : (local + 1) * share], "GPU")

@@ -19,6 +19,7 @@ import pytest
 import tfqat
 
 SETTINGS = ["compile.enabled=false", "distribution.strategy=multi_worker"]
+PIPED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 NAMES = {"TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE"}
 
 
@@ -40,17 +41,20 @@ def slurm() -> list[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def started(recipe: Path, out: Path, settings: list[str], tasks: list[dict[str, str]], *more: str) -> Iterator[list[Any]]:
+def started(
+    recipe: Path, out: Path, settings: list[str], tasks: list[dict[str, str]], *more: str, second: list[str] | None = None
+) -> Iterator[list[Any]]:
     """The two processes; the second is in a folder of its own, as on another host."""
-    command = [sys.executable, "-c", "from tfqat_cli.main import main; main()", "run", str(recipe), *more]
-    command += [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "tfqat_cli", "run", str(recipe), *more]
     processes = []
     for index, task in enumerate(tasks):
         folder = out / f"host{index}"
         folder.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if name not in NAMES} | task | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True))
+        chosen = [word for setting in (second if index and second else settings) for word in ("--set", setting)]
+        processes.append(
+            subprocess.Popen([*command, *chosen], cwd=folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        )
     try:
         yield processes
     finally:
@@ -122,9 +126,11 @@ def test_a_killed_process_stops_the_other_and_the_run_resumes(tiny_project: Path
     assert list(tmp_path.glob("host1/*")) == []
 
 
-def test_a_batch_that_does_not_divide(tiny_project: Path, tmp_path: Path) -> None:
-    """The other process does not wait for ever when the chief has an error."""
-    with started(tiny_project / "tiny.yaml", tmp_path, [*SETTINGS, "training.batch_size=66"], tf_config()) as processes:
+def test_processes_with_other_settings_all_say_so(tiny_project: Path, tmp_path: Path) -> None:
+    differing = [*SETTINGS, "qat.lr_decay_factor=0.5"]
+    with started(tiny_project / "tiny.yaml", tmp_path, SETTINGS, tf_config(), second=differing) as processes:
         outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    assert "a batch of 33 cannot be split evenly between 2 devices" in outputs[0]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert "1 differ from the chief" in outputs[0]
+    assert "this one has another recipe, QAT schedule than the chief" in outputs[1]
+    assert not (tmp_path / "host0" / "runs").exists()

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
 from tfqat import workers
-from tfqat.errors import RecipeError, WorkerError
+from tfqat.errors import RecipeError, TrainingError, WorkerError
 from tfqat.recipe.distribution import DistributionConfig
+from tfqat.training.replicas import check_split
 from tfqat.workers import Message, Workers, join, processes_of_tf_config
 
 ADDRESSES = ["host0:8888", "host1:8888"]
@@ -57,17 +59,27 @@ def test_a_wrong_tf_config(environment: pytest.MonkeyPatch, text: str, found: st
 
 def test_an_incomplete_slurm_environment(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("SLURM_PROCID", "0")
-    environment.delenv("SLURM_STEP_NUM_TASKS", raising=False)
-    with pytest.raises(WorkerError, match="Slurm's environment cannot be used: SLURM_STEP_NUM_TASKS not found"):
+    environment.delenv("SLURM_STEP_NODELIST", raising=False)
+    with pytest.raises(WorkerError, match="Slurm's environment cannot be used: KeyError: 'SLURM_STEP_NODELIST'; start"):
         join(DistributionConfig(strategy="multi_worker"))
 
 
-def test_addresses_by_slurm(environment: pytest.MonkeyPatch) -> None:
-    names = {"PROCID": "2", "STEP_NUM_TASKS": "3", "STEP_NODELIST": "gpu[07-08]", "STEP_TASKS_PER_NODE": "2,1"}
-    for name, value in names.items():
+@pytest.mark.parametrize(
+    ("nodes", "tasks", "rank", "expected"),
+    [
+        ("gpu[07-08]", "2,1", 2, ["gpu07:8888", "gpu07:8889", "gpu08:8888"]),
+        ("node[9-10]", "1(x2)", 0, ["node9:8888", "node10:8888"]),
+        ("localhost", "2", 1, ["localhost:8888", "localhost:8889"]),
+    ],
+)
+def test_addresses_by_slurm(environment: pytest.MonkeyPatch, nodes: str, tasks: str, rank: int, expected: list[str]) -> None:
+    environment.delenv("SLURMD_NODENAME", raising=False)
+    for name, value in {"PROCID": str(rank), "STEP_NODELIST": nodes, "STEP_TASKS_PER_NODE": tasks}.items():
         environment.setenv(f"SLURM_{name}", value)
-    spec, task = workers._cluster("distribution.strategy")
-    assert spec == {"worker": ["gpu07:8888", "gpu07:8889", "gpu08:8888"]} and task == ("worker", 2)
+    assert workers._cluster("distribution.strategy") == ({"worker": expected}, ("worker", rank))
+    environment.setenv("SLURMD_NODENAME", "elsewhere")
+    with pytest.raises(WorkerError, match=rf"runs task {rank} on elsewhere, expected .*--distribution=block"):
+        workers._cluster("distribution.strategy")
 
 
 def test_a_chief_among_the_tasks(environment: pytest.MonkeyPatch) -> None:
@@ -97,3 +109,29 @@ def test_a_process_alone_sends_nothing() -> None:
         pass
     with pytest.raises(ValueError, match="own"), alone.released(), alone.together(Message(kind="train")):
         raise ValueError("own")
+
+
+def test_a_process_that_is_gone_at_the_end_takes_no_result_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Workers, content: bytes) -> bytes:
+        raise WorkerError("another process of this run was lost")
+
+    monkeypatch.setattr(Workers, "_broadcast", broken)
+    with Workers(index=0, count=2).released():
+        pass
+    with pytest.raises(ValueError, match="own"), Workers(index=0, count=2).released():
+        raise ValueError("own")
+
+
+def test_a_pipeline_that_raises_is_not_a_lost_process() -> None:
+    two = Workers(index=0, count=2)
+    with pytest.raises(tf.errors.FailedPreconditionError), two.meeting():
+        raise tf.errors.FailedPreconditionError(None, None, "Table not initialized")
+    with pytest.raises(WorkerError, match="another process of this run was lost"), two.meeting():
+        raise tf.errors.UnavailableError(None, None, "Collective ops is aborted by: Socket closed")
+
+
+@pytest.mark.parametrize(("batch_size", "replicas"), [(33, 2), (64, 3)])
+def test_a_batch_that_does_not_divide(batch_size: int, replicas: int) -> None:
+    check_split(2 * replicas, replicas)
+    with pytest.raises(TrainingError, match=rf"a batch of {batch_size} cannot be split evenly between {replicas} devices"):
+        check_split(batch_size, replicas)

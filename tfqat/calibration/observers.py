@@ -97,6 +97,8 @@ def _parts(batch: Values, replicas: int, fixed: bool) -> Parts:
     depend on how the data was batched. A model of a fixed batch size gets the batch whole, on the first replica.
     """
     examples = int(batch[0].shape[0])
+    if examples == 0:  # of a worker whose part of a small batch is empty; layers such as Reshape cannot take that
+        batch = [tf.zeros([2, *value.shape[1:]], value.dtype) for value in batch]
     if fixed or examples == 0:
         return [(batch, examples)] + [(batch, 0)] * (replicas - 1)
     rows = max(2, -(-examples // replicas))

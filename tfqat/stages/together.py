@@ -14,7 +14,6 @@ import tf_keras
 from tfqat.calibration.calibrate import BEST_EXAMPLES, calibrate, choose_best
 from tfqat.calibration.result import Calibration
 from tfqat.datasets import inputs_of
-from tfqat.errors import WorkerError
 from tfqat.inputs import load_data
 from tfqat.progress import counted
 from tfqat.quantize import state
@@ -86,8 +85,6 @@ def serve(run: Run) -> None:
         TfqatError: what this process's own part raises.
     """
     while (message := run.workers.receive()).kind != "end":
-        if message.kind == "failed":
-            raise WorkerError(f"the chief stopped: {message.settings['reason']}")
         with tempfile.TemporaryDirectory() as name, run.workers.meeting():
             folder = Path(name)
             message.unpack(folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfqat import files
 from tfqat.datasets import Data, reading
-from tfqat.errors import RunDirectoryError, TfqatError
+from tfqat.errors import RunDirectoryError, TfqatError, WorkerError
 from tfqat.inputs import Inputs, Origin, custom_objects
 from tfqat.progress import Advance, Progress
 from tfqat.quantize.load import load_model
@@ -136,7 +136,8 @@ class Run:
         self.write_log(f"stopped in stage {self.stage_name}: {type(error).__name__}: {error}")
         if not self.workers.is_chief:
             return
-        if isinstance(error, TfqatError) and not self.resumed and not (self.directory / "calibration.json").exists():
+        is_about_input = isinstance(error, TfqatError) and not isinstance(error, WorkerError)
+        if is_about_input and not self.resumed and not (self.directory / "calibration.json").exists():
             self.directory.discard()
             return
         with contextlib.suppress(RunDirectoryError):  # a full disk is the error already

@@ -19,7 +19,7 @@ from tfqat.training.callbacks import BestWeights, EpochHistory
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far a fine-tuning has come: complete epochs, and steps in all."""
+    """How far a fine-tuning has come: complete epochs, and optimizer steps in all."""
 
     epoch: int
     step: int
@@ -39,18 +39,15 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._path, self._best, self._history, self._steps = path, best, history, steps
         self._epoch = 0
-        # Not the optimizer's count: with a loss scale it leaves out the steps whose gradients are not finite.
-        self._step = self._before = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Note the epoch."""
-        self._epoch, self._before = epoch, self._step
+        self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save, if it is time; not after the last step, as the epoch is complete only when it has been validated."""
-        self._step = self._before + batch + 1
         last = batch + 1 == self.params.get("steps")
-        if self._steps and not last and self._step % self._steps == 0:
+        if self._steps and not last and int(self.model.optimizer.iterations.numpy()) % self._steps == 0:
             self._save(self._epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -87,7 +84,6 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         self._best.set_state(meta["best"], groups["best"])
         self._history.rows = meta["rows"]
         self._history.write()
-        self._step = meta["step"]
         return Position(epoch=meta["epoch"], step=meta["step"])
 
     def _save(self, epoch: int) -> None:
@@ -98,7 +94,7 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         }
         meta = {
             "epoch": epoch,
-            "step": self._step,
+            "step": int(self.model.optimizer.iterations.numpy()),
             "best": self._best.state(),
             "rows": self._history.rows,
             "counts": {name: len(values) for name, values in groups.items()},

@@ -17,7 +17,7 @@ from tfqat.quantize import state
 from tfqat.quantize.quantizers import Learning, quantizers
 from tfqat.recipe.modifiers import QatPlan
 from tfqat.training.distill import Distillation
-from tfqat.training.precision import in_precision, scaled
+from tfqat.training.precision import MixedPrecision, scaled
 
 _STEPS = ("train_step", "test_step", "predict_step")
 
@@ -57,12 +57,11 @@ def compile_quantized(qmodel: Any, plan: QatPlan, loss: Any, metrics: Any = (), 
     own_step = type(qmodel).train_step is not tf_keras.Model.train_step
     distillation = _distillation(qmodel, plan, loss, teacher, own_step=own_step)
     set_learning(qmodel, plan)
-    compile_float(qmodel, plan, loss, metrics, **options)
+    _compile(qmodel, plan, loss, metrics, **options)
     if distillation is not None:
         object.__setattr__(qmodel, "train_step", functools.partial(distillation.train_step, qmodel))
         qmodel.distribute_reduction_method = "first"  # what the step reports is of all replicas; Keras would add it up
-    if plan.precision != "float32":
-        object.__setattr__(qmodel, "train_step", in_precision(qmodel.train_step, qmodel, plan.precision))
+    _set_precision(qmodel, plan)
     for name in _STEPS:
         object.__setattr__(qmodel, name, _with_quantizers_on(getattr(qmodel, name)))
     object.__setattr__(qmodel, "compile", functools.partial(_compile_plainly, qmodel))
@@ -70,14 +69,25 @@ def compile_quantized(qmodel: Any, plan: QatPlan, loss: Any, metrics: Any = (), 
 
 
 def compile_float(model: Any, plan: QatPlan, loss: Any, metrics: Any = (), **options: Any) -> Any:
-    """Compile any model with the optimizer of a plan; the float model of a control run too."""
+    """Compile a float model, the control, with the optimizer and in the precision of a plan."""
+    vars(model).pop("train_step", None)
+    _compile(model, plan, loss, metrics, **options)
+    _set_precision(model, plan)
+    return model
+
+
+def _compile(model: Any, plan: QatPlan, loss: Any, metrics: Any = (), **options: Any) -> None:
     chosen = metrics if isinstance(metrics, Mapping) else list(metrics)
     optimizer = make_optimizer(plan)
     ranges = [handle.amax for handle in _handles(model).values()]
     if plan.weight_decay and ranges:
         optimizer.exclude_from_weight_decay(var_list=ranges)
     model.compile(optimizer=scaled(optimizer, plan.precision), loss=loss, metrics=chosen, **options)
-    return model
+
+
+def _set_precision(model: Any, plan: QatPlan) -> None:
+    if plan.precision != "float32":
+        object.__setattr__(model, "train_step", MixedPrecision(model, plan.precision).step(model.train_step))
 
 
 def set_learning(qmodel: Any, plan: QatPlan) -> None:

@@ -14,7 +14,8 @@ from tfqat.errors import TrainingError
 def split(load: Callable[[], Any], batch_size: int) -> Any:
     """A distributed data set: each replica gets an even part of every batch.
 
-    Keras's own splitting would read the same files elsewhere, and give a smaller last batch to some of the replicas alone.
+    Keras's own splitting would read the same files elsewhere, and give a smaller last batch to some of the replicas alone. Where a last
+    batch does not divide, parts differ by an example, and the replicas' means still count alike.
 
     Args:
         load: gives a tf.data.Dataset of batches of at most `batch_size`, the same in every process.
@@ -81,7 +82,8 @@ def _synchronize(layer: Any) -> None:
     counts: list[tf.Tensor] = []
 
     def moments(inputs: tf.Tensor, axes: Any, keep_dims: bool, mask: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-        if mask is not None:
+        if mask is not None:  # a layer with a mask has statistics of its replica
+            counts.clear()
             return alone(inputs, axes, keep_dims, mask=mask)
         total = _over_replicas(tf.reduce_sum(inputs, axes, keepdims=True))
         size = tf.reduce_prod(tf.gather(tf.shape(inputs), axes))

@@ -127,11 +127,12 @@ def test_a_global_policy_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_loss_scale_that_is_too_large_skips_steps_and_training_goes_on() -> None:
-    """float16: the first scale is 2^15; what overflows halves it, and the optimizer does not count that step."""
+    """float16: the first scale is 2^15; what overflows halves it, and changes nothing else."""
     qmodel = calibrated(network())
     chosen = plan(precision="mixed_float16")
     tfqat.qat_compile(qmodel, chosen, LOSS, ["accuracy"])
     qmodel.optimizer._loss_scale.current_loss_scale.assign(2.0**40)
     qmodel.fit(X, Y, batch_size=32, shuffle=False, epochs=chosen.epochs, callbacks=tfqat.qat_callbacks(chosen), verbose=0)
-    assert 0 < int(qmodel.optimizer.iterations.numpy()) < 8 or float(qmodel.optimizer.loss_scale.numpy()) < 2.0**40
+    assert int(qmodel.optimizer.iterations.numpy()) == 8  # Keras counts the steps that it leaves out
+    assert float(qmodel.optimizer.loss_scale.numpy()) < 2.0**40
     assert all(np.all(np.isfinite(weight)) for weight in qmodel.get_weights())
