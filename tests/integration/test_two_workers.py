@@ -52,9 +52,7 @@ def started(
         folder.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if name not in NAMES} | task | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         chosen = [word for setting in (second if index and second else settings) for word in ("--set", setting)]
-        processes.append(
-            subprocess.Popen([*command, *chosen], cwd=folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-        )
+        processes.append(subprocess.Popen([*command, *chosen], cwd=folder, env=environment, **PIPED))
     try:
         yield processes
     finally:
