@@ -10,7 +10,7 @@ import typer
 
 from tfqat import __version__
 from tfqat.errors import TfqatError
-from tfqat_cli.commands import calibrate, doctor, lint, plan, report, run, schema, sensitivity, verify
+from tfqat_cli.commands import calibrate, doctor, export, lint, plan, report, run, schema, sensitivity, verify
 from tfqat_cli.commands import compile as compile_command
 
 EXIT_ERROR = 2
@@ -25,6 +25,7 @@ app.command("plan")(plan.plan)
 app.command("lint")(lint.lint)
 app.command("calibrate")(calibrate.calibrate)
 app.command("sensitivity")(sensitivity.sensitivity)
+app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("compile")(compile_command.compile_model)
 app.command("report")(report.report)

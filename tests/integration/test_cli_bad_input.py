@@ -149,7 +149,7 @@ RECIPES = {
         ["tiny.yaml:13: calibration.batches: expected a whole number; got 'four'"],
     ),
     "opset too low": ("seed: 7", "export: {opset: 12}\nseed: 7", ["tiny.yaml:16: export.opset: expected at least 13; got 12"]),
-    "opset too high": ("seed: 7", "export: {opset: 19}\nseed: 7", ["tiny.yaml:16: export.opset: expected at most 18; got 19"]),
+    "opset too high": ("seed: 7", "export: {opset: 24}\nseed: 7", ["tiny.yaml:16: export.opset: expected at most 23; got 24"]),
     "not YAML": ("seed: 7", "seed: [7", ["tiny.yaml:17: not YAML: "]),
     "no reference": ('"data.py:train"', '"data.py"', ["tiny.yaml:4: data.train: expected module:function or path/file.py:function"]),
     "several at once": (

@@ -120,9 +120,25 @@ def run(session: Any, batch: Any) -> list[Any]:
         raise EngineError(f"a batch does not fit the inputs {[one.name for one in inputs]}: it has {len(values)} arrays or other names")
     feed = {one.name: _array(value, one.type) for one, value in zip(inputs, values, strict=True)}
     try:
-        return list(session.run(None, feed))
+        return _run(session, feed, inputs[0].shape[0] if inputs and inputs[0].shape else None)
     except Exception as error:  # ONNX Runtime's exceptions share no public base class (1.32)
         raise EngineError(f"ONNX Runtime cannot run a batch: {' '.join(str(error).split())}") from error
+
+
+def _run(session: Any, feed: Mapping[str, Any], size: Any) -> list[Any]:
+    """The outputs; a model of a fixed batch size runs on as many parts as it takes, the last one filled up with zeros."""
+    import numpy as np
+
+    examples = len(next(iter(feed.values()))) if feed else 0
+    if not isinstance(size, int) or examples == size or not examples:
+        return list(session.run(None, feed))
+    parts = []
+    for start in range(0, examples, size):
+        part = {name: value[start : start + size] for name, value in feed.items()}
+        missing = size - len(next(iter(part.values())))
+        filled = {name: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)]) for name, value in part.items()}
+        parts.append([output[: size - missing] for output in session.run(None, filled)])
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def _array(value: Any, onnx_type: str) -> Any:

@@ -11,7 +11,7 @@ from tfqat.errors import ExportError
 
 def observed(path: str, points: Iterable[str]) -> bytes:
     """The model with the int8 codes of every point as further outputs, named `codes/<point id>`."""
-    model = ir.load(path)
+    model = _with_free_batch(path)
     _add_code_outputs(model.graph, points)
     return ir.to_proto(model).SerializeToString()
 
@@ -22,7 +22,7 @@ def segmented(path: str, points: Iterable[str]) -> bytes:
     before   segment A -> Q -> DQ -> segment B          after   A -> Q -> codes/p      given/p -> DQ -> B
     """
     points = tuple(points)
-    model = ir.load(path)
+    model = _with_free_batch(path)
     _add_code_outputs(model.graph, points)
     for point in points:
         dequantize = _node(model.graph, f"{point}/DQ")
@@ -30,6 +30,15 @@ def segmented(path: str, points: Iterable[str]) -> bytes:
         model.graph.inputs.append(given)
         dequantize.replace_input_with(0, given)
     return ir.to_proto(model).SerializeToString()
+
+
+def _with_free_batch(path: str) -> ir.Model:
+    """The model; one that is written for a fixed batch size computes the same for every other."""
+    model = ir.load(path)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and len(value.shape):
+            value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+    return model
 
 
 def _add_code_outputs(graph: ir.Graph, points: Iterable[str]) -> None:

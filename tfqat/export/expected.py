@@ -26,12 +26,16 @@ class WeightCodes:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Activation scales by point id, weight codes before BatchNorm is folded, whether it was to be, and the BatchNorms that cannot be."""
+    """Activation scales by point id, weight codes before BatchNorm is folded, whether it was to be, and the BatchNorms that cannot be.
+
+    `batch` is the size of the first axis; None: free.
+    """
 
     activations: Mapping[str, np.ndarray]
     weights: tuple[WeightCodes, ...]
     fold_batchnorm: bool = True
     kept_batch_norms: frozenset[str] = frozenset()
+    batch: int | None = None
 
 
 def expected_of(qmodel: Any, *, fold_batchnorm: bool = True) -> Expected:

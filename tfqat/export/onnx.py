@@ -12,10 +12,12 @@ import onnx_ir as ir
 
 from tfqat import __version__, files
 from tfqat.errors import ExportError
+from tfqat.export import form as forms
 from tfqat.export import naming, passes, tf2onnx_adapter
 from tfqat.export.fold import BatchNormResult, Codes, fold_batch_norms
 from tfqat.export.plain import plain
 from tfqat.export.weights import WeightInput, quantize_weights
+from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
 from tfqat.models.names import given_name
 from tfqat.placement.plan import QPoint
@@ -46,15 +48,22 @@ class ExportReport:
 
 @float32_policy()
 def export_onnx(
-    qmodel: Any, path: str | Path, *, opset: int = 17, fold_batchnorm: bool = True, metadata: Mapping[str, str] | None = None
+    qmodel: Any,
+    path: str | Path,
+    *,
+    opset: int = 17,
+    fold_batchnorm: bool = True,
+    form: Form | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> ExportReport:
     """Write a calibrated quantized model as an ONNX Q/DQ graph.
 
     Args:
         qmodel: a calibrated quantized model.
         path: the file to write; written whole or not at all.
-        opset: 13 to 18.
+        opset: 13 to 23; above 17 by ONNX's version converter.
         fold_batchnorm: fold BatchNorm into the scales of the convolution before it.
+        form: sizes of axes, the layout of inputs, and names of outputs; None: as the model has them, with a free batch size.
         metadata: entries for the file's metadata, such as the recipe's hash.
 
     Raises:
@@ -71,10 +80,12 @@ def export_onnx(
         model, weight_inputs = with_fed_weights(
             qmodel, lambda point: markers[point.id], clone=plain, biases=folded.biases, dropped=folded.dropped
         )
+    form = form or Form()
     converted = tf2onnx_adapter.convert(model, opset=opset, markers=tuple(markers.values()))
     graph = converted.graph
     quantize_weights(graph, [_weight_input(handles[point].point, name, folded.codes) for point, name in weight_inputs.items()])
     passes.join_quantizers(graph)
+    forms.apply(graph, form)
     passes.cancel_transposes(graph)
     passes.plain_resizes(graph)
     passes.padded_average_pools(graph)
@@ -84,7 +95,8 @@ def export_onnx(
     naming.settle_constants(graph)
     naming.name_dimensions(graph)
     recorded = {"tfqat.version": __version__, "tfqat.opset": str(opset), FOLD_BATCHNORM: str(fold_batchnorm).lower()}
-    size = _write(converted, Path(path), {**(metadata or {}), **recorded})
+    recorded |= form.to_metadata()
+    size = _write(converted, Path(path), {**(metadata or {}), **recorded}, opset=opset)
     return ExportReport(
         path=Path(path),
         opset=opset,
@@ -98,7 +110,7 @@ def export_onnx(
 
 def export_float_onnx(model: Any, path: str | Path, *, opset: int = 17) -> int:
     """Write a float model as tf2onnx converts it, for comparison; returns the size in bytes."""
-    return _write(tf2onnx_adapter.convert(model, opset=opset), Path(path), {})
+    return _write(tf2onnx_adapter.convert(model, opset=opset), Path(path), {}, opset=opset)
 
 
 def _weight_input(point: QPoint, input_name: str, codes: Mapping[str, Codes]) -> WeightInput:
@@ -116,10 +128,12 @@ def _check_widths(points: list[QPoint]) -> None:
         )
 
 
-def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int:
+def _write(model: ir.Model, path: Path, metadata: Mapping[str, str], *, opset: int) -> int:
     model.metadata_props.update(metadata)
     model.producer_name, model.producer_version, model.graph.doc_string = "tfqat", __version__, None
     proto = ir.to_proto(model)
+    if opset > tf2onnx_adapter.LAST_OPSET:
+        proto = forms.upgraded(proto, opset)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

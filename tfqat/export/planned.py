@@ -28,7 +28,7 @@ def export_planned(model: Any, placement: Placement, path: str | Path, *, opset:
         model: the model that was planned.
         placement: its placement.
         path: the file to write; written whole or not at all.
-        opset: 13 to 18.
+        opset: 13 to 23.
         fold_batchnorm: fold BatchNorm into the scales of the convolution before it.
 
     Raises:

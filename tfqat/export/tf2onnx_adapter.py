@@ -25,7 +25,10 @@ from tfqat import numerics
 from tfqat.errors import ExportError
 from tfqat.placement.plan import QPoint
 
-MIN_OPSET, MAX_OPSET = 13, 18
+MIN_OPSET, MAX_OPSET = 13, 23
+LAST_OPSET = 17
+"""The last one that is taken from tf2onnx (1.17): in 18, its own last, it writes global pooling as a mean behind a Transpose."""
+
 # The first two move or delete Q/DQ; the third makes one of two equal Q/DQ, which then lack the name of one point.
 _HARMFUL_OPTIMIZERS = {"q_dq_optimizer", "const_dequantize_optimizer", "merge_duplication"}
 _MARKER = "FakeQuantWithMinMaxArgs"
@@ -51,7 +54,7 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
 
     Args:
         model: a tf_keras model.
-        opset: 13 to 18; tf2onnx 1.17 converts no later one.
+        opset: 13 to 23; above LAST_OPSET the graph is in that one.
         markers: the markers in the model; None converts a float model with all of tf2onnx's optimizers.
 
     Returns:
@@ -62,8 +65,7 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise ExportError(
-            f"opset {opset} is out of range: tf2onnx {tf2onnx.__version__} exports Q/DQ per channel for {MIN_OPSET} to {MAX_OPSET}; "
-            "17 is the default"
+            f"opset {opset} is out of range: Q/DQ per channel can be exported for {MIN_OPSET} to {MAX_OPSET}; 17 is the default"
         )
     optimizers = dict(tf2onnx_optimizers._get_optimizers())
     if markers is not None:
@@ -74,7 +76,7 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
         proto, _ = tf2onnx.convert.from_keras(
             model,
             input_signature=signature,
-            opset=opset,
+            opset=min(opset, LAST_OPSET),
             optimizers=optimizers,
             custom_op_handlers={_MARKER: (_quantizer_handler(markers or (), foreign), []), "Erfc": (_complementary_error_function, [])},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tfqat.export.expected import Expected, expected_of
 from tfqat.export.onnx import FOLD_BATCHNORM
 from tfqat.export.parity import FLOOR_FACTOR, CodeDifference, OutputParity, ParityReport, PointParity
 from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
+from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
 from tfqat.quantize import state
 
@@ -52,7 +54,7 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
     if missing:
         raise ExportError(f"{path} was not exported from this model: it has no node {', '.join(missing[:5])}")
     structure = check_structure(graph, expected)
-    comparison = _Comparison(qmodel, path)
+    comparison = _Comparison(qmodel, path, Form.of(graph.metadata_props))
     seen = sum(comparison.add(batch) for batch in _limited(qmodel, dataset, examples))
     if not seen:
         raise DataError("verify: the data set is empty; expected at least one batch of inputs")
@@ -76,7 +78,8 @@ def verify_structure(qmodel: Any, path: Path) -> tuple[StructureCheck, ...]:
 
 def _graph_and_expected(qmodel: Any, path: Path) -> tuple[ir.Model, Expected]:
     model = _load(path)
-    return model, expected_of(qmodel, fold_batchnorm=model.metadata_props.get(FOLD_BATCHNORM, "true") == "true")
+    expected = expected_of(qmodel, fold_batchnorm=model.metadata_props.get(FOLD_BATCHNORM, "true") == "true")
+    return model, replace(expected, batch=Form.of(model.metadata_props).batch)
 
 
 def _load(path: Path) -> ir.Model:
@@ -91,7 +94,8 @@ def _load(path: Path) -> ir.Model:
 class _Comparison:
     """Runs the same batches through Keras (float32, and each noise floor) and ONNX Runtime (whole, cut) and gathers the differences."""
 
-    def __init__(self, qmodel: Any, path: Path) -> None:
+    def __init__(self, qmodel: Any, path: Path, form: Form) -> None:
+        self._form = form
         self._keras = Codes.of(qmodel)
         self._keras64 = Codes.in_float64(qmodel)
         self._compiled: Codes | None = Codes.of(qmodel, compiled=True)
@@ -111,7 +115,7 @@ class _Comparison:
         given = [inputs[name] for name in self._input_names] if isinstance(inputs, Mapping) else tf.nest.flatten(inputs)
         arrays = [np.asarray(value) for value in given]
         codes, outputs = self._keras(inputs)
-        fed = dict(zip(self._input_names, arrays, strict=True))
+        fed = self._form.feed(dict(zip(self._input_names, arrays, strict=True)))
         onnx_outputs, whole = self._run(self._whole, fed)
         if not self._layouts:
             self._layouts = {name: _layout(codes[name], whole[name]) for name in codes}

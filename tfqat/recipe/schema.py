@@ -22,6 +22,7 @@ from pydantic_core.core_schema import ValidationInfo
 
 from tfqat.recipe.blocks import REFERENCE, BatchProfile, Block, CalibratorText, Items, Reference, Text
 from tfqat.recipe.distribution import DistributionConfig
+from tfqat.recipe.export import ExportConfig
 from tfqat.recipe.qat import QatConfig
 from tfqat.recipe.quantization import QuantizationConfig
 
@@ -189,13 +190,6 @@ class SensitivityConfig(Block):
         if self.max_drop is not None and self.budget is not None:
             raise ValueError("max_drop or budget, not both")
         return self
-
-
-class ExportConfig(Block):
-    """The `export` block."""
-
-    opset: int = Field(default=17, ge=13, le=18, description="ONNX opset; 13 is the first with per-channel Q/DQ.")
-    fold_batchnorm: bool = Field(default=True, description="Fold each BatchNorm into the weight scales of the layer before it.")
 
 
 class CompileConfig(Block):

@@ -14,6 +14,7 @@ from tfqat.errors import DataError
 from tfqat.export.onnx import ExportReport, export_float_onnx, export_onnx
 from tfqat.export.parity import ParityReport
 from tfqat.export.verify import verify
+from tfqat.form import Form
 from tfqat.progress import counted
 from tfqat.recipe.load import recipe_hash
 from tfqat.stages.under_way import Run
@@ -31,7 +32,12 @@ def export(run: Run, model: Any) -> ExportReport:
     with run.stage("export", "Export ONNX"):
         metadata = {"tfqat.recipe_hash": recipe_hash(run.inputs.recipe)}
         report = export_onnx(
-            model, run.directory / "model.onnx", opset=settings.opset, fold_batchnorm=settings.fold_batchnorm, metadata=metadata
+            model,
+            run.directory / "model.onnx",
+            opset=settings.opset,
+            fold_batchnorm=settings.fold_batchnorm,
+            form=settings.form,
+            metadata=metadata,
         )
         float_size = export_float_onnx(run.inputs.float_model, run.directory / "float.onnx", opset=settings.opset)
     run.metrics["size_bytes"] = {"float_onnx": float_size, "model_onnx": report.size_bytes}
@@ -45,7 +51,7 @@ def run_onnx(run: Run, model: Any, export: ExportReport) -> None:
     data, metrics = run.inputs.test, run.inputs.recipe.training.metrics
     sessions = {name: runtime.session(export.path, literal=literal) for name, literal in _LITERAL.items()}
     with run.stage("onnx", "Run ONNX, literal and fused", data.batches) as advance:
-        outputs, targets = outputs_and_targets(sessions, counted(data, advance), name=data.name)
+        outputs, targets = outputs_and_targets(sessions, counted(data, advance), name=data.name, form=run.inputs.recipe.export.form)
         for name, arrays in outputs.items():
             run.measure(name, evaluate_outputs(arrays, targets, loss=run.inputs.loss, metrics=metrics, names=model.output_names))
     _compare(run)
@@ -64,7 +70,7 @@ def prove(run: Run, model: Any, export: ExportReport) -> ParityReport:
 
 
 def outputs_and_targets(
-    sessions: Mapping[str, Any], batches: Iterable[Any], *, name: str
+    sessions: Mapping[str, Any], batches: Iterable[Any], *, name: str, form: Form
 ) -> tuple[dict[str, list[np.ndarray]], tuple[Any, ...]]:
     """What each session makes of the batches, and their (labels,) or (labels, sample weights).
 
@@ -77,7 +83,7 @@ def outputs_and_targets(
     targets: list[tuple[Any, ...]] = []
     for inputs, *rest in batches:
         for key, session in sessions.items():
-            found = runtime.run_batches(session, [inputs])
+            found = runtime.run_batches(session, [_as_taken(session, inputs, form)])
             outputs[key].append(list(found) if isinstance(found, tuple) else [found])
         targets.append(tuple(rest))
     try:
@@ -86,6 +92,15 @@ def outputs_and_targets(
         return joined, labels
     except ValueError as error:
         raise DataError(f"{name}: outputs or labels of different shapes cannot be joined to measure the ONNX graph: {error}") from error
+
+
+def _as_taken(session: Any, inputs: Any, form: Form) -> Any:
+    """A batch of Keras's as the graph takes it."""
+    if form.layout == "nhwc":
+        return inputs
+    names = [one.name for one in session.get_inputs()]
+    values = inputs if isinstance(inputs, Mapping) else dict(zip(names, tf.nest.flatten(inputs), strict=True))
+    return form.feed({name: np.asarray(values[name]) for name in names})
 
 
 def _compare(run: Run) -> None:

@@ -80,7 +80,7 @@ BROKEN_BLOCKS = {
         "quantization: {activations: {percentile: 50}}\n",
         ["x.yaml:12: quantization.activations.percentile: expected more than 50.0; got 50"],
     ),
-    "opset 19": ("export: {opset: 19}\n", ["x.yaml:12: export.opset: expected at most 18; got 19"]),
+    "opset 24": ("export: {opset: 24}\n", ["x.yaml:12: export.opset: expected at most 23; got 24"]),
     "opset 12": ("export: {opset: 12}\n", ["x.yaml:12: export.opset: expected at least 13; got 12"]),
     "1 bit": (
         "quantization: {weights: {num_bits: 1}}\n",

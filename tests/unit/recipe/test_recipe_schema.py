@@ -63,7 +63,7 @@ DEFAULTS = {
         "control": False,
         "checkpoint_steps": None,
     },
-    "export": {"opset": 17, "fold_batchnorm": True},
+    "export": {"opset": 17, "fold_batchnorm": True, "batch": None, "size": None, "layout": "nhwc", "outputs": []},
     "compile": {"enabled": True, "backend": "auto", "batch": [1, 8, 32], "compute_capabilities": ["SM86", "SM89"]},
     "distribution": None,
     "seed": 0,

@@ -1,0 +1,41 @@
+"""`tfqat export`: from a run and from a file, and what it says to wrong input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+
+def test_from_a_run_and_from_a_file(tiny_run: Any, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
+    result = tfqat_command("export", tiny_run.directory, "-o", tmp_path / "a.onnx", "--opset", 21, "--batch", 2, "--layout", "nchw")
+    assert result.code == 0, result.err
+    assert "a.onnx: " in result.out and "opset 21, 5 weights and 6 activations in INT8" in result.out
+    result = tfqat_command("verify", tiny_run.directory, "--onnx", tmp_path / "a.onnx", "--examples", 100)
+    assert result.code == 0, result.out
+    file = tiny_run.directory / ("qat.keras" if tiny_run.exported == "qat" else "quantized.keras")
+    assert tfqat_command("export", file, "-o", tmp_path / "b.onnx").code == 0
+    ours, own = onnx.load(tmp_path / "b.onnx"), onnx.load(tiny_run.directory / "model.onnx")
+    assert ours.graph == own.graph
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["float.keras"], "float.keras is a float model: quantize and calibrate it first"),
+        (["nothing.keras"], "model file nothing.keras does not exist"),
+        (["float.keras", "--layout", "chw"], "layout: expected 'nhwc' or 'nchw'; got 'chw'"),
+        (["float.keras", "--opset", "24"], "opset: expected at most 23; got 24"),
+        (["float.keras", "--size", "5,x"], "size.1: expected a whole number; got 'x'"),
+    ],
+)
+def test_wrong_input(
+    arguments: list[str], message: str, tiny_project: Path, tfqat_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_project)
+    result = tfqat_command("export", *arguments)
+    assert result.code == 2 and message in result.err and "Traceback" not in result.err
+    assert not (tiny_project / "model.onnx").exists()

@@ -1,0 +1,57 @@
+"""Exports a quantized model that lies on disk: a file, or what a run exported, again and in another form."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfqat.errors import DataError, ModelError
+from tfqat.export.onnx import ExportReport, export_onnx
+from tfqat.form import Form
+from tfqat.inputs import custom_objects
+from tfqat.quantize import state
+from tfqat.quantize.load import load_model
+from tfqat.recipe.load import load_recipe, recipe_hash
+from tfqat.run_directory import MANIFEST, exported_model, read_json
+from tfqat.run_places import places
+
+
+def export_source(
+    source: Path, path: Path, *, opset: int | None = None, fold_batchnorm: bool = True, form: Form | None = None, unsafe: bool = False
+) -> ExportReport:
+    """Write the ONNX graph of a quantized model on disk.
+
+    Args:
+        source: a run directory, whose exported model is taken with the recipe's opset, or the file of a quantized model.
+        path: the ONNX file.
+        opset: 13 to 23; None: the run's own, or 17.
+        fold_batchnorm, form: see `tfqat.export_onnx`.
+        unsafe: also load Lambda layers, whose Python code comes from the model file and can do anything.
+
+    Raises:
+        ModelError: the file cannot be loaded, or the model has no quantizers.
+        TfqatError: see `tfqat.export_onnx`.
+    """
+    model, metadata, known = _of_run(source, unsafe) if (source / MANIFEST).exists() else (load_model(source, unsafe=unsafe), {}, None)
+    if not state.is_quantized(model):
+        raise ModelError(f"{source} is a float model: quantize and calibrate it first, with tfqat run or tfqat.quantize_model")
+    return export_onnx(model, path, opset=opset or known or 17, fold_batchnorm=fold_batchnorm, form=form, metadata=metadata)
+
+
+def _of_run(directory: Path, unsafe: bool) -> tuple[Any, Mapping[str, str], int]:
+    """The model that a run exported, the metadata of its graph, and its opset."""
+    directory = directory.resolve()
+    file = directory / exported_model(read_json(directory, "metrics.json"))
+    recipe = load_recipe(directory / "recipe.yaml")
+    failures: list[DataError] = []
+    for working_directory, origin in places(directory):
+        with contextlib.chdir(working_directory):
+            try:
+                model = load_model(file, custom_objects(recipe, origin), unsafe=unsafe)
+            except DataError as error:
+                failures.append(error)
+                continue
+            return model, {"tfqat.recipe_hash": recipe_hash(recipe)}, recipe.export.opset
+    raise failures[0]
