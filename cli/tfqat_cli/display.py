@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from tfqat.progress import Advance
 if TYPE_CHECKING:
     from tfqat.analysis.result import Sensitivity
     from tfqat.calibration.result import Calibration
+    from tfqat.engines.bench import Timing
     from tfqat.engines.report import EngineReport
     from tfqat.export.parity import ParityReport
     from tfqat.models.graph import ModelGraph
@@ -163,6 +164,20 @@ _STAGES = (
     ("onnx", "ONNX, as written"),
     ("onnx_deployed", "ONNX Runtime, fused"),
 )
+
+
+def bench_table(timings: Sequence[Timing]) -> Table:
+    """A row for each graph, runtime and batch size; ratios with their quartiles."""
+    table = Table(title="Latency per batch, runs in turns")
+    compared = any(timing.ratio is not None for timing in timings)
+    numbers = ["batch", "median ms", "p95 ms", "examples/s", *(["to the reference"] if compared else [])]
+    for column in ("graph", "runtime", *numbers):
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=column in numbers)
+    for one in timings:
+        ratio = f"{one.ratio:.3f} ({one.ratio_spread[0]:.3f} - {one.ratio_spread[1]:.3f})" if one.ratio and one.ratio_spread else ""
+        cells = [one.model, one.runtime, str(one.batch), f"{one.median_ms:.3f}", f"{one.p95_ms:.3f}", f"{one.throughput:,.0f}"]
+        table.add_row(*cells, *([ratio] if compared else []))
+    return table
 
 
 def parity_table(parity: ParityReport) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,15 @@ def test_wrong_input(
     result = tfqat_command("export", *arguments)
     assert result.code == 2 and message in result.err and "Traceback" not in result.err
     assert not (tiny_project / "model.onnx").exists()
+
+
+def test_bench(tiny_run: Any, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
+    graphs = (tiny_run.directory / "model.onnx", "--against", tiny_run.directory / "float.onnx")
+    result = tfqat_command("bench", *graphs, "--batch", 1, "--batch", 4, "--rounds", 5, "--plot", tmp_path / "speed.svg")
+    assert result.code == 0, result.err
+    assert "examples/s" in result.out and "to the reference" in result.out and result.out.count("model.onnx") == 2
+    assert (tmp_path / "speed.svg").read_text().startswith("<svg")
+    rows = json.loads(tfqat_command("bench", *graphs, "--batch", 2, "--rounds", 3, "--json").out)
+    assert [row["model"] for row in rows] == ["model.onnx", "float.onnx"] and rows[0]["ratio"] > 0 and rows[1]["ratio"] is None
+    result = tfqat_command("bench", tmp_path / "nothing.onnx")
+    assert result.code == 2 and "nothing.onnx is not a file; expected an ONNX model" in result.err

@@ -31,13 +31,14 @@ def is_available() -> tuple[bool, str]:
     return True, f"{ort.__version__} ({', '.join(ort.get_available_providers())})"
 
 
-def session(model: Path | str | bytes, *, literal: bool) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU.
+def session(model: Path | str | bytes, *, literal: bool, provider: str = "CPUExecutionProvider") -> Any:
+    """An `onnxruntime.InferenceSession`.
 
     Args:
         model: A path, or a serialized ModelProto.
         literal: Every node is run as it is written (graph optimization off); otherwise ONNX Runtime fuses DQ, operation and Q
             into its int8 kernels, which is what it does for a user by default.
+        provider: The execution provider; what it cannot run falls to the CPU.
 
     Raises:
         EngineError: The model is missing, or ONNX Runtime cannot load it.
@@ -51,7 +52,9 @@ def session(model: Path | str | bytes, *, literal: bool) -> Any:
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL if literal else levels.ORT_ENABLE_ALL
     try:
-        return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=list(PROVIDERS))
+        return ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=list(dict.fromkeys([provider, *PROVIDERS]))
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no public base class (1.32)
         name = "the model" if isinstance(model, bytes) else str(model)
         raise EngineError(f"ONNX Runtime cannot load {name}: {' '.join(str(error).split())}") from error
@@ -121,6 +124,18 @@ def run(session: Any, batch: Any) -> list[Any]:
     feed = {one.name: _array(value, one.type) for one, value in zip(inputs, values, strict=True)}
     try:
         return _run(session, feed, inputs[0].shape[0] if inputs and inputs[0].shape else None)
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class (1.32)
+        raise EngineError(f"ONNX Runtime cannot run a batch: {' '.join(str(error).split())}") from error
+
+
+def execute(session: Any, feed: Mapping[str, Any]) -> list[Any]:
+    """The outputs for inputs by name, as they are.
+
+    Raises:
+        EngineError: ONNX Runtime cannot run them.
+    """
+    try:
+        return list(session.run(None, dict(feed)))
     except Exception as error:  # ONNX Runtime's exceptions share no public base class (1.32)
         raise EngineError(f"ONNX Runtime cannot run a batch: {' '.join(str(error).split())}") from error
 
