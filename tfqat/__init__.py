@@ -34,6 +34,7 @@ _PUBLIC = {
     "qat_callbacks": "tfqat.training.callbacks",
     "export_onnx": "tfqat.export.onnx",
     "ExportReport": "tfqat.export.onnx",
+    "export_saved_model": "tfqat.export.saved_model",
     "verify": "tfqat.export.verify",
     "ParityReport": "tfqat.export.parity",
     "compile_engine": "tfqat.engines.compile",

@@ -9,6 +9,7 @@ from typing import Any
 
 from tfqat.errors import DataError, ModelError
 from tfqat.export.onnx import ExportReport, export_onnx
+from tfqat.export.saved_model import QUANTIZED
 from tfqat.form import Form
 from tfqat.inputs import custom_objects
 from tfqat.quantize import state
@@ -24,7 +25,8 @@ def export_source(
     """Write the ONNX graph of a quantized model on disk.
 
     Args:
-        source: a run directory, whose exported model is taken with the recipe's opset, or the file of a quantized model.
+        source: a run directory, whose exported model is taken with the recipe's opset; the file of a quantized model; or a SavedModel of
+            `tfqat.export_saved_model`.
         path: the ONNX file.
         opset: 13 to 23; None: the run's own, or 17.
         fold_batchnorm, form: see `tfqat.export_onnx`.
@@ -34,10 +36,14 @@ def export_source(
         ModelError: the file cannot be loaded, or the model has no quantizers.
         TfqatError: see `tfqat.export_onnx`.
     """
-    model, metadata, known = _of_run(source, unsafe) if (source / MANIFEST).exists() else (load_model(source, unsafe=unsafe), {}, None)
+    if (source / MANIFEST).exists():
+        model, metadata, known = _of_run(source, unsafe)
+    else:
+        file = source / QUANTIZED if (source / QUANTIZED).exists() else source
+        model, metadata, known = load_model(file, unsafe=unsafe), {}, 17
     if not state.is_quantized(model):
         raise ModelError(f"{source} is a float model: quantize and calibrate it first, with tfqat run or tfqat.quantize_model")
-    return export_onnx(model, path, opset=opset or known or 17, fold_batchnorm=fold_batchnorm, form=form, metadata=metadata)
+    return export_onnx(model, path, opset=opset or known, fold_batchnorm=fold_batchnorm, form=form, metadata=metadata)
 
 
 def _of_run(directory: Path, unsafe: bool) -> tuple[Any, Mapping[str, str], int]:

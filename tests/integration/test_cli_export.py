@@ -10,6 +10,8 @@ from typing import Any
 import onnx
 import pytest
 
+from tfqat.engines import tensorrt_rtx
+
 
 def test_from_a_run_and_from_a_file(tiny_run: Any, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
     result = tfqat_command("export", tiny_run.directory, "-o", tmp_path / "a.onnx", "--opset", 21, "--batch", 2, "--layout", "nchw")
@@ -52,3 +54,14 @@ def test_bench(tiny_run: Any, tfqat_command: Callable[..., Any], tmp_path: Path)
     assert [row["model"] for row in rows] == ["model.onnx", "float.onnx"] and rows[0]["ratio"] > 0 and rows[1]["ratio"] is None
     result = tfqat_command("bench", tmp_path / "nothing.onnx")
     assert result.code == 2 and "nothing.onnx is not a file; expected an ONNX model" in result.err
+
+
+@pytest.mark.skipif(not tensorrt_rtx.is_available()[0], reason="needs TensorRT for RTX")
+def test_from_a_saved_model_to_an_engine(tiny_quantized: Any, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
+    import tfqat
+
+    tfqat.export_saved_model(tiny_quantized, tmp_path / "served")
+    result = tfqat_command("compile", tmp_path / "served", "-o", tmp_path / "model.plan", "--target", "SM86")
+    assert result.code == 0, result.err
+    assert "5 of 5 convolutions and matrix products run Int8 x Int8" in result.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.sm86.plan", "served"]

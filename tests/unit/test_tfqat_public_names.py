@@ -36,6 +36,7 @@ NAMES = [
     "equalize",
     "errors",
     "export_onnx",
+    "export_saved_model",
     "load_model",
     "load_recipe",
     "numerics",

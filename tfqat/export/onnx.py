@@ -73,7 +73,7 @@ def export_onnx(
     handles = state.handles(qmodel)
     ranges = state.ranges(qmodel)
     activations = [handle.point for handle in handles.values() if handle.weight is None]
-    _check_widths(activations)
+    check_widths(activations)
     markers = {point.id: tf2onnx_adapter.Marker(point, ranges[point.id], number=number) for number, point in enumerate(activations)}
     with tf2onnx_adapter.quiet_converters():
         folded = fold_batch_norms(qmodel, enabled=fold_batchnorm)
@@ -120,7 +120,12 @@ def _weight_input(point: QPoint, input_name: str, codes: Mapping[str, Codes]) ->
     )
 
 
-def _check_widths(points: list[QPoint]) -> None:
+def check_widths(points: list[QPoint]) -> None:
+    """Make sure that all activations have 8 bits.
+
+    Raises:
+        ExportError: one has another width.
+    """
     narrow = [point.id for point in points if point.spec.num_bits != 8]
     if narrow:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""`tfqat compile model.onnx`: TensorRT engines from a Q/DQ graph, and the precision of every kernel."""
+"""`tfqat compile model.onnx`: TensorRT engines from a Q/DQ graph or a SavedModel, and the precision of every kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def compile_model(
-    onnx: Annotated[Path, typer.Argument(help="The Q/DQ graph, an ONNX file.")],
+    onnx: Annotated[Path, typer.Argument(help="The Q/DQ graph, an ONNX file; or a SavedModel of tfqat.export_saved_model, or a run.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The engine; TensorRT for RTX puts the target before the suffix.")] = None,
     backend: Annotated[str, typer.Option("--backend", help="auto, tensorrt or tensorrt_rtx.")] = "auto",
     target: Annotated[
@@ -25,6 +25,11 @@ def compile_model(
     from tfqat.engines.compile import compile_engine
     from tfqat_cli import display
 
+    if onnx.is_dir():  # the graph of it first, beside the engine
+        from tfqat.export_run import export_source
+
+        source, onnx = onnx, (out or onnx).with_suffix(".onnx")
+        export_source(source, onnx)
     report = compile_engine(onnx, out, backend, compute_capabilities=target or ("SM86", "SM89"), batch=batch)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=1))
