@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ def build_tiny() -> Any:
     x = conv_bn(x, layers.Conv2D(24, 3, strides=2, padding="same", use_bias=False, name="head"))
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     return tf_keras.Model(image, layers.Dense(4, name="logits")(x), name="tiny")
+
+
+@pytest.fixture(autouse=True)
+def _no_module_of_another_project() -> Iterator[None]:
+    """Data functions of several projects are in files called `data.py`, which others import by that name."""
+    yield
+    sys.modules.pop("data", None)
 
 
 @pytest.fixture(scope="session")

@@ -71,11 +71,12 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_of_calibrate(name: str, project: Path, monkeypatch: pytest.MonkeyPatch, tfqat_command: Callable[..., Any]) -> None:
     monkeypatch.chdir(project)
+    before = sorted(project.rglob("*"))
     arguments, message = BAD[name]
     result = tfqat_command("calibrate", *arguments)
     assert result.code == 2
     assert message in " ".join(result.err.replace("│", " ").split())
-    assert not (project / "runs").exists()
+    assert sorted(project.rglob("*")) == before
 
 
 def test_sensitivity_with_a_goal_that_holds_anyway(project: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:

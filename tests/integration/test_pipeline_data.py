@@ -148,7 +148,7 @@ def test_fine_tuning_has_to_beat_the_calibrated_model_as_it_was_measured(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounded, the baseline of 999 examples would lie below the value that it draws with."""
-    from tfqat.stages import quantized_model
+    from tfqat.stages import together
 
     baselines: list[float] = []
 
@@ -156,7 +156,7 @@ def test_fine_tuning_has_to_beat_the_calibrated_model_as_it_was_measured(
         baselines.append(baseline)
         raise TrainingError("seen enough")
 
-    monkeypatch.setattr(quantized_model, "fine_tune", record)
+    monkeypatch.setattr(together, "fine_tune", record)
     own = "data.validation=kinds.py:validation_999"
     for folder, overrides in {"shared": [own], "apart": [own, "data.test=data.py:validation"]}.items():
         with pytest.raises(TrainingError):

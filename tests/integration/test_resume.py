@@ -19,9 +19,13 @@ import tfqat
 from tfqat.errors import RunDirectoryError
 
 DROPOUT = """
+from pathlib import Path
+
 import tensorflow as tf
 import tf_keras
-from data import train as plain
+from tfqat.recipe.references import load_reference
+
+plain = load_reference("data.py:train", base=Path("FOLDER"))
 
 def shuffled():
     return plain().unbatch().shuffle(768).batch(64)
