@@ -132,3 +132,26 @@ def test_processes_with_other_settings_all_say_so(tiny_project: Path, tmp_path: 
     assert "1 differ from the chief" in outputs[0]
     assert "this one has another recipe, QAT schedule than the chief" in outputs[1]
     assert not (tmp_path / "host0" / "runs").exists()
+
+
+MIRRORED = """
+import json, sys
+import tensorflow as tf
+import tfqat
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+result = tfqat.run(sys.argv[1], overrides=sys.argv[3:], out=sys.argv[2])
+print("RESULT" + json.dumps([result.metrics, result.parity.passed]))
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_of_one_machine(tiny_project: Path, tmp_path: Path) -> None:
+    chosen = ["distribution.strategy=mirrored", "compile.enabled=false", "qat.control=true", "qat.precision=mixed_bfloat16"]
+    command = [sys.executable, "-c", MIRRORED, str(tiny_project / "tiny.yaml"), str(tmp_path), *chosen]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    metrics, proven = json.loads(line.removeprefix("RESULT"))
+    assert proven and min(metrics["qat"]["accuracy"], metrics["control"]["accuracy"]) > metrics["float"]["accuracy"]

@@ -56,7 +56,8 @@ def run_onnx(run: Run, model: Any, export: ExportReport) -> None:
             run.measure(name, evaluate_outputs(arrays, targets, loss=run.inputs.loss, metrics=metrics, names=model.output_names))
     _compare(run)
     with run.stage("latency", "Time ONNX Runtime"):
-        run.metrics["latency_ms"] = runtime.latency_ms({"onnx_float": run.directory / "float.onnx", "onnx_int8": export.path})
+        paths = {"onnx_float": run.directory / "float.onnx", "onnx_int8": export.path}
+        run.metrics["latency_ms"] = runtime.latency_ms(paths, batch=run.inputs.recipe.export.batch or 1)
 
 
 def prove(run: Run, model: Any, export: ExportReport) -> ParityReport:

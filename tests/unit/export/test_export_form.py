@@ -35,6 +35,10 @@ def test_every_form_is_proven(name: str, opset: int, tiny_quantized: Any, tiny_d
     tfqat.export_onnx(tiny_quantized, path, opset=opset, form=form)
     report = tfqat.verify(tiny_quantized, path, tiny_data("validation"), examples=60)
     assert report.passed, report.failures
+    images = next(iter(tiny_data("validation")))[0].numpy()[:20]
+    fed = form.feed({"image": images})
+    literal, fused = (runtime.run_batches(runtime.session(path, literal=one), [fed]) for one in (True, False))
+    assert np.abs(literal - fused).max() < 0.05 * np.abs(literal).max()
     proto = onnx.load(path)
     batch = form.batch or "batch"
     image = [batch, 1, 12, 12] if form.layout == "nchw" else [batch, 12, 12, 1]
