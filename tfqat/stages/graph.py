@@ -71,7 +71,7 @@ def prove(run: Run, model: Any, export: ExportReport) -> ParityReport:
 
 
 def outputs_and_targets(
-    sessions: Mapping[str, Any], batches: Iterable[Any], *, name: str, form: Form
+    sessions: Mapping[str, Any], batches: Iterable[Any], *, name: str, form: Form | None = None
 ) -> tuple[dict[str, list[np.ndarray]], tuple[Any, ...]]:
     """What each session makes of the batches, and their (labels,) or (labels, sample weights).
 
@@ -95,9 +95,9 @@ def outputs_and_targets(
         raise DataError(f"{name}: outputs or labels of different shapes cannot be joined to measure the ONNX graph: {error}") from error
 
 
-def _as_taken(session: Any, inputs: Any, form: Form) -> Any:
+def _as_taken(session: Any, inputs: Any, form: Form | None) -> Any:
     """A batch of Keras's as the graph takes it."""
-    if form.layout == "nhwc":
+    if form is None or form.layout == "nhwc":
         return inputs
     names = [one.name for one in session.get_inputs()]
     values = inputs if isinstance(inputs, Mapping) else dict(zip(names, tf.nest.flatten(inputs), strict=True))
