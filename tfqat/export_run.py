@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfqat.errors import DataError, ModelError
+from tfqat.errors import ModelError
 from tfqat.export.onnx import ExportReport, export_onnx
 from tfqat.export.saved_model import QUANTIZED
 from tfqat.form import Form
@@ -16,7 +15,7 @@ from tfqat.quantize import state
 from tfqat.quantize.load import load_model
 from tfqat.recipe.load import load_recipe, recipe_hash
 from tfqat.run_directory import MANIFEST, exported_model, read_json
-from tfqat.run_places import places
+from tfqat.run_places import loaded_at_place
 
 
 def export_source(
@@ -43,7 +42,7 @@ def export_source(
         model, metadata, known = load_model(file, unsafe=unsafe), {}, 17
     if not state.is_quantized(model):
         raise ModelError(f"{source} is a float model: quantize and calibrate it first, with tfqat run or tfqat.quantize_model")
-    return export_onnx(model, path, opset=opset or known, fold_batchnorm=fold_batchnorm, form=form, metadata=metadata)
+    return export_onnx(model, path, opset=known if opset is None else opset, fold_batchnorm=fold_batchnorm, form=form, metadata=metadata)
 
 
 def _of_run(directory: Path, unsafe: bool) -> tuple[Any, Mapping[str, str], int]:
@@ -51,13 +50,5 @@ def _of_run(directory: Path, unsafe: bool) -> tuple[Any, Mapping[str, str], int]
     directory = directory.resolve()
     file = directory / exported_model(read_json(directory, "metrics.json"))
     recipe = load_recipe(directory / "recipe.yaml")
-    failures: list[DataError] = []
-    for working_directory, origin in places(directory):
-        with contextlib.chdir(working_directory):
-            try:
-                model = load_model(file, custom_objects(recipe, origin), unsafe=unsafe)
-            except DataError as error:
-                failures.append(error)
-                continue
-            return model, {"tfqat.recipe_hash": recipe_hash(recipe)}, recipe.export.opset
-    raise failures[0]
+    with loaded_at_place(directory, lambda origin: load_model(file, custom_objects(recipe, origin), unsafe=unsafe)) as model:
+        return model, {"tfqat.recipe_hash": recipe_hash(recipe)}, recipe.export.opset

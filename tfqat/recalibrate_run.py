@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
+from typing import Any
 
 from tfqat import files
 from tfqat.calibration.calibrate import apply, recalibrate
 from tfqat.calibration.result import Calibration
 from tfqat.errors import DataError, RecipeError, RunDirectoryError
-from tfqat.inputs import load_recipe_model, replace_recipe_blocks
+from tfqat.inputs import Origin, load_recipe_model, replace_recipe_blocks
 from tfqat.placement.plan import Placement
 from tfqat.quantize.apply import quantize_model
 from tfqat.recipe.load import dump_recipe, load_recipe, recipe_hash
 from tfqat.run_directory import RunDirectory, read_json
-from tfqat.run_places import places
+from tfqat.run_places import loaded_at_place
 from tfqat.spec import Calibrator
 
 
@@ -45,17 +45,12 @@ def recalibrate_run(run_directory: Path, method: str, *, out: Path, unsafe: bool
     after = recalibrate(before, placement.points, calibrator)
     settings = {"calibrator": calibrator.method, "percentile": calibrator.percentile}
     recipe = load_recipe(directory / "recipe.yaml", [f"quantization.activations.{key}={value}" for key, value in settings.items()])
-    failures: list[Exception] = []
-    for working_directory, origin in places(directory, unsafe=unsafe):
-        with contextlib.chdir(working_directory):
-            try:
-                model = replace_recipe_blocks(recipe, origin, load_recipe_model(recipe, origin))
-            except (DataError, RecipeError) as error:
-                failures.append(error)
-                continue
-        break
-    else:
-        raise failures[0]
+
+    def load(origin: Origin) -> tuple[Any, Origin]:
+        return replace_recipe_blocks(recipe, origin, load_recipe_model(recipe, origin)), origin
+
+    with loaded_at_place(directory, load, unsafe=unsafe) as (model, origin):
+        pass
     qmodel = quantize_model(model, placement)
     apply(qmodel, after)
     name = f"{directory.name.rpartition('-')[0] or directory.name}-{calibrator.method}"

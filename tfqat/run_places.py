@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+from tfqat.errors import DataError, RecipeError
 from tfqat.inputs import Origin
 from tfqat.run_directory import MANIFEST, read_json
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def loaded_at_place(directory: Path, load: Callable[[Origin], T], *, unsafe: bool = False) -> Iterator[T]:
+    """What `load` returns at the first place where it finds what the recipe names; the block runs with that working directory.
+
+    Raises:
+        DataError, RecipeError: of the first place, if no place has it.
+    """
+    failures: list[DataError | RecipeError] = []
+    for working_directory, origin in places(directory, unsafe=unsafe):
+        with contextlib.chdir(working_directory):
+            try:
+                found = load(origin)
+            except (DataError, RecipeError) as error:
+                failures.append(error)
+                continue
+            yield found
+            return
+    raise failures[0]
 
 
 def places(directory: Path, *, unsafe: bool = False) -> list[tuple[Path, Origin]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
+from typing import Any
 
-from tfqat.errors import DataError
+from tfqat.datasets import Data
 from tfqat.export.parity import ParityReport
 from tfqat.export.verify import verify
-from tfqat.inputs import custom_objects, load_data
+from tfqat.inputs import Origin, custom_objects, load_data
 from tfqat.quantize.load import load_model
 from tfqat.recipe.load import load_recipe
 from tfqat.run_directory import exported_model, read_json
-from tfqat.run_places import places
+from tfqat.run_places import loaded_at_place
 
 
 def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int = 1000, unsafe: bool = False) -> ParityReport:
@@ -34,14 +34,10 @@ def verify_run(run_directory: Path, onnx: Path | None = None, *, examples: int =
     path = onnx.resolve() if onnx else directory / "model.onnx"
     file = directory / exported_model(read_json(directory, "metrics.json"))
     recipe = load_recipe(directory / "recipe.yaml")
-    failures: list[DataError] = []
-    for working_directory, origin in places(directory):
-        with contextlib.chdir(working_directory):
-            try:
-                model = load_model(file, custom_objects(recipe, origin), unsafe=unsafe)
-                data = load_data(recipe, "test", origin, model)
-            except DataError as error:
-                failures.append(error)
-                continue
-            return verify(model, path, data, examples=examples)
-    raise failures[0]
+
+    def load(origin: Origin) -> tuple[Any, Data]:
+        model = load_model(file, custom_objects(recipe, origin), unsafe=unsafe)
+        return model, load_data(recipe, "test", origin, model)
+
+    with loaded_at_place(directory, load) as (model, data):
+        return verify(model, path, data, examples=examples)

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import expand_hostlist, expand_tasks_per_node
 
 from tfqat.errors import RecipeError, TfqatError, TrainingError, WorkerError
 from tfqat.recipe.distribution import DistributionConfig
@@ -292,6 +291,8 @@ def _from_tf_config(text: str) -> tuple[dict[str, list[str]], tuple[str, int]]:
 
 def _from_slurm() -> tuple[dict[str, list[str]], tuple[str, int]]:
     """TensorFlow's own resolver sorts hosts as text (node10 before node9), and sets CUDA_VISIBLE_DEVICES whatever it was (2.21)."""
+    from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import expand_hostlist, expand_tasks_per_node
+
     try:
         names = ("SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
         rank, nodes, tasks = (os.environ[name] for name in names)

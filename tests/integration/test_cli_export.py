@@ -31,6 +31,7 @@ def test_from_a_run_and_from_a_file(tiny_run: Any, tfqat_command: Callable[..., 
         (["float.keras"], "float.keras is a float model: quantize and calibrate it first"),
         (["nothing.keras"], "model file nothing.keras does not exist"),
         (["float.keras", "--layout", "chw"], "layout: expected 'nhwc' or 'nchw'; got 'chw'"),
+        (["float.keras", "--opset", "0"], "opset: expected at least 13; got 0"),
         (["float.keras", "--opset", "24"], "opset: expected at most 23; got 24"),
         (["float.keras", "--size", "5,x"], "size.1: expected a whole number; got 'x'"),
     ],
@@ -64,4 +65,4 @@ def test_from_a_saved_model_to_an_engine(tiny_quantized: Any, tfqat_command: Cal
     result = tfqat_command("compile", tmp_path / "served", "-o", tmp_path / "model.plan", "--target", "SM86")
     assert result.code == 0, result.err
     assert "5 of 5 convolutions and matrix products run Int8 x Int8" in result.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.sm86.plan", "served"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.sm86.plan", "served"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tfqat_cli.options import Unsafe
 
 
 def compile_model(
@@ -17,6 +20,7 @@ def compile_model(
         list[str] | None, typer.Option("--target", help="A compute capability, such as SM86; repeatable. Default: SM86, SM89.")
     ] = None,
     batch: Annotated[tuple[int, int, int], typer.Option("--batch", help="Smallest, optimal and largest batch size.")] = (1, 8, 32),
+    unsafe: Unsafe = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compile a Q/DQ graph and report for every convolution and matrix product whether it runs Int8 x Int8."""
@@ -25,12 +29,13 @@ def compile_model(
     from tfqat.engines.compile import compile_engine
     from tfqat_cli import display
 
-    if onnx.is_dir():  # the graph of it first, beside the engine
-        from tfqat.export_run import export_source
+    with tempfile.TemporaryDirectory() as folder:
+        if onnx.is_dir():  # by way of its graph
+            from tfqat.export_run import export_source
 
-        source, onnx = onnx, (out or onnx).with_suffix(".onnx")
-        export_source(source, onnx)
-    report = compile_engine(onnx, out, backend, compute_capabilities=target or ("SM86", "SM89"), batch=batch)
+            out = out or onnx.with_suffix(".plan")
+            onnx = export_source(onnx, Path(folder) / "model.onnx", unsafe=unsafe).path
+        report = compile_engine(onnx, out, backend, compute_capabilities=target or ("SM86", "SM89"), batch=batch)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=1))
         return

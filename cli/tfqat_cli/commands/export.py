@@ -11,7 +11,7 @@ from tfqat_cli.options import Unsafe
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="A run directory, or the file of a quantized model.")],
+    source: Annotated[Path, typer.Argument(help="A run directory, a quantized model's file, or a SavedModel that tfqat wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file.")] = Path("model.onnx"),
     opset: Annotated[int | None, typer.Option("--opset", help="13 to 23; default: the run's, or 17.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="A fixed batch size; default: free.")] = None,
@@ -28,7 +28,7 @@ def export(
     from tfqat.recipe.problems import sentence, validate
 
     sizes = None if size is None else [int(part) if part.strip().isdigit() else part for part in size.split(",")]
-    given = {"opset": opset or 17, "batch": batch, "size": sizes, "layout": layout, "outputs": output or []}
+    given = {"opset": 17 if opset is None else opset, "batch": batch, "size": sizes, "layout": layout, "outputs": output or []}
     config, wrong = validate(ExportConfig, given)
     if config is None:
         raise typer.BadParameter("; ".join(sentence(path, text) for path, text in wrong))
