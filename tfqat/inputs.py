@@ -183,7 +183,7 @@ def plan_recipe(recipe: Recipe, origin: Origin, model: Any) -> Placement:
         PlacementError: a pattern without effect, or a choice that cannot be obeyed; says on which line it stands.
     """
     with origin.with_lines():
-        return plan(model, recipe.quantization)
+        return plan(model, recipe.placement_config)
 
 
 def custom_objects(recipe: Recipe, origin: Origin) -> dict[str, Any]:

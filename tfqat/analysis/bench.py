@@ -23,7 +23,6 @@ from tfqat.placement.plan import Placement, QPoint
 from tfqat.quantize import state
 from tfqat.quantize.apply import placement_of, quantize_model, strip
 from tfqat.quantize.quantizers import layer_name
-from tfqat.spec import MAX_BITS
 
 Level = Literal["planned", "int8", "float"]
 """How a unit computes: as the placement plans it, with 8-bit weights where it plans fewer bits, or in float."""
@@ -172,7 +171,7 @@ def _values(
             for variable, other in pairs:
                 if id(variable) not in taken and not np.array_equal(variable, other):
                     plain = tf.identity(other)
-                    in_8_bits = plain if unit.num_bits < MAX_BITS else None  # what was corrected for fewer bits is wrong for 8
+                    in_8_bits = plain if unit.num_bits < unit.max_bits else None  # what was corrected for fewer bits is wrong for 8
                     values = _Values(variable=variable, planned=tf.identity(variable), in_float=plain, in_8_bits=in_8_bits)
                     found[unit.name].append(values)
     return found
@@ -189,8 +188,8 @@ def _weight(handle: state.Handle, original: Mapping[str, Any]) -> _Values:
     layer = original.get(handle.point.source)
     plain = tf.identity(vars(layer)[str(handle.point.weight)]) if layer is not None else planned
     in_8_bits = None
-    if spec.num_bits < MAX_BITS:
-        wide = replace(spec, num_bits=MAX_BITS)
+    if spec.num_bits < handle.point.max_bits:
+        wide = replace(spec, num_bits=handle.point.max_bits)
         amax = weight_amax(plain.numpy(), "mse" if handle.point.calibrator.method == "mse" else "max", wide)
         in_8_bits = numerics.fake_quantize(plain, amax, wide)
     in_float = None if np.array_equal(plain, planned) else plain

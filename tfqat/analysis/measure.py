@@ -13,7 +13,6 @@ from tfqat.analysis.bench import Bench, Change, Level, Levels
 from tfqat.analysis.executors import Executor
 from tfqat.analysis.meters import Meter
 from tfqat.errors import DataError
-from tfqat.spec import MAX_BITS
 
 
 def checked(meter: Meter, value: float, where: str = "") -> float:
@@ -72,11 +71,11 @@ class Measurements:
         return self._known[key]
 
     def _resolved(self, levels: Levels, others: Level) -> tuple[Level, ...]:
-        """What identifies a state of the model: the level of every unit; `int8` is as planned where that has 8 bits."""
+        """What identifies a state of the model: the level of every unit; `int8` is as planned where that has the most bits there are."""
         found: list[Level] = []
         for unit in self.bench.units:
             level = levels.get(unit.name, others)
-            found.append("planned" if level == "int8" and unit.num_bits == MAX_BITS else level)
+            found.append("planned" if level == "int8" and unit.num_bits == unit.max_bits else level)
         return tuple(found)
 
     def _checked(self, change: Change | None, value: float) -> float:

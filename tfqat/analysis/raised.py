@@ -42,7 +42,7 @@ def raised(placement: Placement, graph: ModelGraph, units: Sequence[Unit], level
         if point.id in gone or (point.kind == "activation" and not edges):
             continue
         if point.id in to_int8:
-            point = replace(point, spec=replace(point.spec, num_bits=MAX_BITS), reason=f"{point.reason}; {to_int8[point.id]}")
+            point = replace(point, spec=replace(point.spec, num_bits=point.max_bits), reason=f"{point.reason}; {to_int8[point.id]}")
         points.append(replace(point, edges=edges))
     left = {
         node: FloatLayer(layer=node, class_name=graph.node(node).class_name, reason=reasons[unit.name])

@@ -12,7 +12,6 @@ from tfqat.analysis.bench import Level
 from tfqat.analysis.measure import Measurements
 from tfqat.analysis.units import Unit
 from tfqat.errors import PlacementError
-from tfqat.spec import MAX_BITS
 
 _GRID = 2000  # steps that a budget is divided into
 _ROUNDING = 1e-7  # a drop that is the limit but for float32 is within it
@@ -77,7 +76,7 @@ def within_drop(measurements: Measurements, ranked: Sequence[Unit], reference: f
         max_drop: how much worse it may be, in the metric's own unit.
     """
     sets = _Sets(measurements, reference, max_drop)
-    narrow = [unit for unit in ranked if unit.num_bits < MAX_BITS and unit.weights]
+    narrow = [unit for unit in ranked if unit.num_bits < unit.max_bits and unit.weights]
     base: dict[str, Level] = {}
     if sets.value(base) > 0:
         if narrow and sets.value({unit.name: "int8" for unit in narrow}) <= 0:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.placement.plan import Edge, QPoint
 from tfqat.placement.rules import classes
+from tfqat.spec import MAX_BITS
 
 PASSED = classes.INFERENCE_IDENTITIES | classes.PADDINGS  # a quantizer may sit before these, for the layer behind them
 
@@ -29,6 +30,7 @@ class Unit:
         weights: ids of the weight points.
         edges: where the unit reads quantized tensors.
         num_bits: the least width among its points.
+        max_bits: the largest that its points may have.
         macs: multiply-accumulates for one example; an axis without fixed size counts as 1.
     """
 
@@ -40,6 +42,7 @@ class Unit:
     edges: tuple[Edge, ...]
     num_bits: int
     macs: int
+    max_bits: int = MAX_BITS
 
 
 def units_of(graph: ModelGraph, points: Iterable[QPoint]) -> tuple[Unit, ...]:
@@ -89,7 +92,7 @@ def _unit(
     weighted = [node for node in nodes if node.layer in weights]
     first = (weighted or nodes)[0]
     owned = tuple(dict.fromkeys(weights[node.layer].id for node in weighted))
-    bits = [point.spec.num_bits for point in points if point.id in owned or set(point.edges) & set(edges)]
+    used = [point for point in points if point.id in owned or set(point.edges) & set(edges)]
     return Unit(
         name=first.layer,
         layers=tuple(dict.fromkeys(node.layer for node in nodes)),
@@ -97,8 +100,9 @@ def _unit(
         class_name=first.class_name,
         weights=owned,
         edges=edges,
-        num_bits=min(bits),
+        num_bits=min(point.spec.num_bits for point in used),
         macs=sum(macs_of(graph, node) for node in nodes),
+        max_bits=min(point.max_bits for point in used),
     )
 
 

@@ -32,6 +32,11 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether a value is a constant of the graph."""
+    return value is not None and convenience.get_const_tensor(value) is not None
+
+
 def constant_of(value: ir.Value | None) -> np.ndarray:
     """The array of a constant value.
 

@@ -17,16 +17,16 @@ from tfqat.quantize import state
 
 
 class _RoundingNoise(tf_keras.layers.Layer):  # type: ignore[misc]
-    """Multiplies every value by 1 +- up to 2 ** -23, as another order of summation would; `seed` chooses the noise."""
+    """Multiplies every value by 1 +- up to `unit`, as another order of summation would; `seed` chooses the noise."""
 
-    def __init__(self, seed: tf.Variable, number: int) -> None:
+    def __init__(self, seed: tf.Variable, number: int, unit: float) -> None:
         super().__init__(name=f"tfqat_noise_{number}")
         object.__setattr__(self, "_seed", seed)  # past Keras's tracking, which would make it a weight
-        self.number = number
+        self.number, self.unit = number, unit
 
     def call(self, inputs: Any) -> Any:
-        unit = float(np.finfo(np.float32).eps)  # 2 ** -23
-        return inputs * (1.0 + tf.random.stateless_uniform(tf.shape(inputs), tf.stack([self._seed, self.number]), -unit, unit))
+        noise = tf.random.stateless_uniform(tf.shape(inputs), tf.stack([self._seed, self.number]), -self.unit, self.unit)
+        return inputs * (1.0 + noise)
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Codes:
             return None
 
     @classmethod
-    def noisy(cls, qmodel: Any, seed: tf.Variable) -> Codes:
-        """A copy of the model with rounding noise before every quantizer."""
+    def noisy(cls, qmodel: Any, seed: tf.Variable, unit: float) -> Codes:
+        """A copy of the model with rounding noise of a relative size up to `unit` before every quantizer."""
         noises: dict[str, _RoundingNoise] = {}
 
         def replace(layer: Any) -> Any:
             copy, point = model_graph.clone_layer(layer), state.point_of(layer)
             if point is None:
                 return copy
-            noise = noises[point.id] = _RoundingNoise(seed, len(noises))
+            noise = noises[point.id] = _RoundingNoise(seed, len(noises), unit)
             return lambda tensor, **_: copy(noise(tensor))
 
         model = model_graph.rebuild(qmodel, replace=replace)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tfqat import numerics
 from tfqat.export.fold import fold_batch_norms
+from tfqat.export.unsigned import SIGNED, UNSIGNED
+from tfqat.form import Form
 from tfqat.quantize import state
 
 
@@ -28,14 +30,21 @@ class WeightCodes:
 class Expected:
     """Activation scales by point id, weight codes before BatchNorm is folded, whether it was to be, and the BatchNorms that cannot be.
 
-    `batch` is the size of the first axis; None: free.
+    `form` is what the graph looks like from outside, `non_negative` the activation points that hold no negative value.
     """
 
     activations: Mapping[str, np.ndarray]
     weights: tuple[WeightCodes, ...]
     fold_batchnorm: bool = True
     kept_batch_norms: frozenset[str] = frozenset()
-    batch: int | None = None
+    form: Form = field(default_factory=Form)
+    non_negative: frozenset[str] = frozenset()
+
+    def zero_point(self, point: str) -> np.int8 | np.uint8:
+        """The zero point of an activation point."""
+        if self.form.target == "tensorrt":
+            return np.int8(0)
+        return np.uint8(UNSIGNED if point in self.non_negative else SIGNED)
 
 
 def expected_of(qmodel: Any, *, fold_batchnorm: bool = True) -> Expected:
@@ -54,8 +63,14 @@ def expected_of(qmodel: Any, *, fold_batchnorm: bool = True) -> Expected:
         },
         weights=tuple(_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None),
         fold_batchnorm=fold_batchnorm,
+        non_negative=non_negative_points(handles),
         kept_batch_norms=frozenset(result.node for result in fold_batch_norms(qmodel).batch_norms if not result.folded),
     )
+
+
+def non_negative_points(handles: Mapping[str, state.Handle]) -> frozenset[str]:
+    """The activation points that hold no negative value."""
+    return frozenset(name for name, handle in handles.items() if handle.weight is None and handle.point.non_negative)
 
 
 def onnx_layout(codes: np.ndarray, scale: np.ndarray, weight: str) -> tuple[np.ndarray, np.ndarray, int | None]:

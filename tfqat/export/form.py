@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import version_converter
 from onnx_ir import convenience
 
 from tfqat.errors import ExportError
-from tfqat.form import Form
+from tfqat.export.edit import SETTLED, add_initializer, constant_of
+from tfqat.form import Form, Pixels
 
 
 def apply(graph: ir.Graph, form: Form) -> None:
@@ -24,6 +26,9 @@ def apply(graph: ir.Graph, form: Form) -> None:
     """
     _rename_outputs(graph, form.outputs)
     _set_sizes(graph, form)
+    for value in graph.inputs:
+        if _has_channels(value) and form.pixels is not None:
+            _pixels_in(graph, value, form.pixels)
     if form.layout == "nchw":
         for value in graph.inputs:
             if _has_channels(value):
@@ -91,7 +96,7 @@ def _set_batch_of_outputs(graph: ir.Graph, batch: int | None) -> None:
 
 
 def _channels_first(graph: ir.Graph, value: ir.Value) -> None:
-    """Let the graph read an input channels first: a Transpose behind it, and behind its Q/DQ where only those read it.
+    """Let the graph read an input channels first: a Transpose behind it, and behind what works on each value where only that reads it.
 
     before   x -> Q -> DQ -> y          after   x' -> Q -> DQ -> Transpose -> y
     """
@@ -99,19 +104,70 @@ def _channels_first(graph: ir.Graph, value: ir.Value) -> None:
     sizes = list(value.shape)
     value.shape = ir.Shape([sizes[0], sizes[-1], *sizes[1:-1]])
     last = value
-    for kind in ("QuantizeLinear", "DequantizeLinear"):
+    for kind in ("Cast", "Sub", "Div", "QuantizeLinear", "DequantizeLinear"):
         readers = [use.node for use in last.uses()]
-        if len(readers) != 1 or readers[0].op_type != kind or _scales(readers[0]) != 1:
-            break
-        last = readers[0].outputs[0]
-    last = last if last.producer() is None or last.producer().op_type == "DequantizeLinear" else value  # type: ignore[union-attr]
+        if len(readers) == 1 and readers[0].op_type == kind and (kind in _NORMALIZING or _scales(readers[0]) == 1):
+            last = readers[0].outputs[0]
+            if kind in ("Sub", "Div"):
+                _along_axis_1(graph, readers[0], len(sizes))
+    if last.producer() is not None and last.producer().op_type == "QuantizeLinear":  # type: ignore[union-attr]
+        last = last.producer().inputs[0]  # type: ignore[union-attr, assignment]
     back = [0, *range(2, len(sizes)), 1]
     node = ir.node("Transpose", [last], attributes={"perm": back}, name=f"{value.name}/channels_last")
-    node.outputs[0].name, node.outputs[0].type = f"{value.name}/channels_last.out", ir.TensorType(ir.DataType.FLOAT)
+    node.outputs[0].name, node.outputs[0].type = f"{value.name}/channels_last.out", last.type
     readers = [use.node for use in last.uses() if use.node is not node]
     convenience.replace_all_uses_with(last, node.outputs[0])
     node.replace_input_with(0, last)
     graph.insert_before(readers[0], node)
+
+
+def _along_axis_1(graph: ir.Graph, node: ir.Node, rank: int) -> None:
+    """Let a constant for each channel lie along the second axis."""
+    constant = node.inputs[1]
+    array = constant_of(constant)
+    if array.ndim == 1 and constant is not None:
+        graph.initializers.pop(str(constant.name))
+        node.replace_input_with(1, add_initializer(graph, str(constant.name), array.reshape(-1, *[1] * (rank - 2))))
+
+
+def _pixels_in(graph: ir.Graph, value: ir.Value, pixels: Pixels) -> None:
+    """Let the graph take uint8 pixels in an input, and normalize them itself.
+
+        before   x -> y          after   pixels -> Cast -> Sub(mean) -> Div(std) -> y
+
+    Requires: an input of float32, channels last. Ensures: the values behind it are those that the model was given.
+
+    Raises:
+        ExportError: one number for each channel, and another number of channels.
+    """
+    channels = list(value.shape)[-1] if value.shape is not None else None
+    for key, numbers in (("mean", pixels.mean), ("std", pixels.std)):
+        if len(numbers) not in (1, channels):
+            raise ExportError(
+                f"input {value.name!r} has {channels} channels; got {len(numbers)} numbers for pixels.{key}, expected 1 or {channels}"
+            )
+    readers = [(use.node, use.idx) for use in value.uses()]
+    first = next(node for node in graph if any(node is reader for reader, _ in readers))
+    value.type = ir.TensorType(ir.DataType.UINT8)
+    last = value
+    steps: tuple[tuple[str, tuple[float, ...]], ...] = (("Cast", ()), ("Sub", pixels.mean), ("Div", pixels.std))
+    for kind, numbers in steps:
+        name = f"{value.name}/{_NORMALIZING[kind]}"
+        constant = [add_initializer(graph, f"{name}.in1", _constant(numbers))] if numbers else []
+        node = ir.node(kind, [last, *constant], attributes={} if numbers else {"to": int(ir.DataType.FLOAT)}, name=name)
+        node.meta[SETTLED] = True
+        node.outputs[0].name, node.outputs[0].type = f"{name}.out", ir.TensorType(ir.DataType.FLOAT)
+        graph.insert_before(first, node)
+        last = node.outputs[0]
+    for node, index in readers:
+        node.replace_input_with(index, last)
+
+
+_NORMALIZING = {"Cast": "pixels", "Sub": "less_mean", "Div": "normalized"}
+
+
+def _constant(numbers: Sequence[float]) -> np.ndarray:
+    return np.array(numbers if len(numbers) > 1 else numbers[0], np.float32)
 
 
 def _scales(node: ir.Node) -> int:

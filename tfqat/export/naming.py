@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from tfqat.export.edit import MATRIX_OPS, SETTLED, constant_of
@@ -76,11 +77,15 @@ def settle_constants(graph: ir.Graph) -> None:
             if value not in ordered.values():
                 bias = index == 2 and node.op_type in ("Conv", "ConvTranspose", "Gemm")
                 name = str(value.name) if own else f"{node.name}/bias" if bias else f"{node.name}.in{index}"
-                ordered["zero_point" if node.op_type == "QuantizeLinear" and index == 2 else name] = value
+                ordered[_zero_point_name(array) if node.op_type == "QuantizeLinear" and index == 2 and not array.ndim else name] = value
     graph.initializers.clear()
     for name, value in ordered.items():
         value.name = name
         graph.register_initializer(value)
+
+
+def _zero_point_name(zero_point: np.ndarray) -> str:
+    return "zero_point" if not zero_point else f"zero_point_{int(zero_point)}"
 
 
 def _is_settled(node: ir.Node) -> bool:

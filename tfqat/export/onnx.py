@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,15 @@ import onnx
 import onnx_ir as ir
 
 from tfqat import __version__, files
-from tfqat.errors import ExportError
+from tfqat.errors import ExportError, RunDirectoryError
 from tfqat.export import form as forms
 from tfqat.export import naming, passes, tf2onnx_adapter
+from tfqat.export.cut import IN_MEMORY
+from tfqat.export.expected import non_negative_points
+from tfqat.export.float_parts import float_weights, in_float16
 from tfqat.export.fold import BatchNormResult, Codes, fold_batch_norms
 from tfqat.export.plain import plain
+from tfqat.export.unsigned import saturating_products, unsigned_codes
 from tfqat.export.weights import WeightInput, quantize_weights
 from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
@@ -30,7 +35,11 @@ FOLD_BATCHNORM = "tfqat.fold_batchnorm"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written: the file, its size in bytes, the number of points of each kind, and what became of each BatchNorm."""
+    """What was written: the file, its size in bytes, the number of points of each kind, and what became of each BatchNorm.
+
+    `saturating` names the layers that ONNX Runtime computes wrong on a CPU without VNNI: those with 8-bit weights that read tensors of
+    both signs, in a graph that is for ONNX Runtime and a model that was not planned for it.
+    """
 
     path: Path
     opset: int
@@ -39,6 +48,7 @@ class ExportReport:
     weights: int
     batch_norms: tuple[BatchNormResult, ...]
     operations: Mapping[str, str]
+    saturating: tuple[str, ...] = ()
 
     @property
     def kept_batch_norms(self) -> tuple[BatchNormResult, ...]:
@@ -55,6 +65,7 @@ def export_onnx(
     fold_batchnorm: bool = True,
     form: Form | None = None,
     metadata: Mapping[str, str] | None = None,
+    external_data: bool | None = None,
 ) -> ExportReport:
     """Write a calibrated quantized model as an ONNX Q/DQ graph.
 
@@ -65,6 +76,7 @@ def export_onnx(
         fold_batchnorm: fold BatchNorm into the scales of the convolution before it.
         form: sizes of axes, the layout of inputs, and names of outputs; None: as the model has them, with a free batch size.
         metadata: entries for the file's metadata, such as the recipe's hash.
+        external_data: put the constants into a file of their own beside `path`, `model.onnx.data`; None: above 1.5 GB.
 
     Raises:
         NotCalibratedError: a quantizer has no range.
@@ -89,6 +101,11 @@ def export_onnx(
     passes.cancel_transposes(graph)
     passes.plain_resizes(graph)
     passes.padded_average_pools(graph)
+    if form.target == "onnxruntime":
+        unsigned_codes(graph, non_negative_points(handles))
+    saturating = tuple(saturating_products(graph)) if form.target == "onnxruntime" else ()
+    if form.weights == "float":
+        float_weights(graph)
     operations = naming.name_after_layers(
         graph, [name for layer in model.layers for name in dict.fromkeys((layer.name, given_name(layer.name)))], prefix=model.name
     )
@@ -96,7 +113,9 @@ def export_onnx(
     naming.name_dimensions(graph)
     recorded = {"tfqat.version": __version__, "tfqat.opset": str(opset), FOLD_BATCHNORM: str(fold_batchnorm).lower()}
     recorded |= form.to_metadata()
-    size = _write(converted, Path(path), {**(metadata or {}), **recorded}, opset=opset)
+    if form.remainder == "float16":
+        converted = in_float16(converted)
+    size = _write(converted, Path(path), {**(metadata or {}), **recorded}, opset=opset, external_data=external_data)
     return ExportReport(
         path=Path(path),
         opset=opset,
@@ -105,6 +124,7 @@ def export_onnx(
         weights=len(handles) - len(activations),
         batch_norms=folded.batch_norms,
         operations=operations,
+        saturating=saturating,
     )
 
 
@@ -133,20 +153,44 @@ def check_widths(points: list[QPoint]) -> None:
         )
 
 
-def _write(model: ir.Model, path: Path, metadata: Mapping[str, str], *, opset: int) -> int:
+def _write(model: ir.Model, path: Path, metadata: Mapping[str, str], *, opset: int, external_data: bool | None = None) -> int:
     model.metadata_props.update(metadata)
     model.producer_name, model.producer_version, model.graph.doc_string = "tfqat", __version__, None
-    proto = ir.to_proto(model)
     if opset > tf2onnx_adapter.LAST_OPSET:
-        proto = forms.upgraded(proto, opset)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}. This is a fault of tfqat: please report it"
-        ) from error
+        model = ir.from_proto(forms.upgraded(ir.to_proto(model), opset))
+    constants = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if constants > IN_MEMORY if external_data is None else external_data:
+        return _write_with_data(model, path)
+    proto = ir.to_proto(model)
+    _check(proto)
     # Shapes of inner values can be inferred again from the rest; in a small network they are 5% of the file.
     del proto.graph.value_info[:]
     data = proto.SerializeToString()
     files.write_bytes(path, data)
     return len(data)
+
+
+def _write_with_data(model: ir.Model, path: Path) -> int:
+    """Write the graph and, beside it, the file of its constants; both are in place or neither."""
+    data = path.with_name(f"{path.name}.data")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            written = Path(folder, path.name)
+            ir.save(model, written, external_data=data.name, size_threshold_bytes=1024)
+            _check(str(written))
+            size = written.stat().st_size + written.with_name(data.name).stat().st_size
+            written.with_name(data.name).replace(data)  # first: a graph without its data cannot be read
+            written.replace(path)
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    return size
+
+
+def _check(model: onnx.ModelProto | str) -> None:
+    """ONNX's own checks, with shape inference in strict mode."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}. This is a fault of tfqat: please report it"
+        ) from error

@@ -10,12 +10,36 @@ import numpy as np
 
 from tfqat.export.structure import StructureCheck
 
-# Local: with identical codes at its inputs, a segment can differ only where a value lies at a tie.
-LOCAL_EQUAL, LOCAL_MAX_DIFFERENCE = 0.9999, 1
-# A point of few codes hardly counts among all, so each is judged alone too, with room for a handful of ties.
-LOCAL_POINT_EQUAL, LOCAL_POINT_TIES = 0.999, 5
-# What follows the last point has no codes to compare, so its outputs are, from identical codes: float32 rounding is a hundredth of this.
-LOCAL_OUTPUT_DIFFERENCE = 1e-4
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a segment that is fed identical codes may differ by.
+
+    Attributes:
+        equal: of all codes, the share that is equal: only a value at a tie can go the other way.
+        point_equal: of the codes of one point, as one of few codes hardly counts among all.
+        output_difference: of the outputs, which have no codes behind the last point, as a share of the largest.
+        rounding: the relative error of one operation.
+    """
+
+    equal: float
+    point_equal: float
+    output_difference: float
+    rounding: float
+
+
+LIMITS: Mapping[str, Limits] = {
+    "float32": Limits(equal=0.9999, point_equal=0.999, output_difference=1e-4, rounding=2**-23),
+    # A value of 100 scales has a float16 that is up to 1/32 of a scale off: a code in 30 of that size goes the other way.
+    "float16": Limits(equal=0.99, point_equal=0.96, output_difference=1e-2, rounding=2**-10),
+}
+"""By the type of what is not quantized; float32's rounding is a hundredth of what its outputs may differ by."""
+
+LOCAL_EQUAL, LOCAL_MAX_DIFFERENCE = LIMITS["float32"].equal, 1
+LOCAL_POINT_EQUAL, LOCAL_POINT_TIES = LIMITS["float32"].point_equal, 5
+LOCAL_OUTPUT_DIFFERENCE = LIMITS["float32"].output_difference
+# The graph run literally against ONNX Runtime's fused kernels, from identical codes: these round biases to int32.
+FUSED_EQUAL, FUSED_MAX_DIFFERENCE = 0.999, 1
 # End to end a flipped code changes the sums of the next layer. How far that goes is seen on the Keras graph alone: run in float64,
 # compiled by XLA, and several times with every tensor that is quantized multiplied by 1 +- up to 2 ** -23. All are right, and
 # differ from float32 by rounding. The largest is allowed 1.5 times. (Where a few ties decide, one such figure alone says little: it is
@@ -78,7 +102,8 @@ class CodeDifference:
 class PointParity:
     """The codes of one point: local, end to end, and of Keras in float32 against float64, XLA's float32, and float32 with rounding noise.
 
-    `perturbed` is the repetition with noise that differs most over the whole model.
+    `perturbed` is the repetition with noise that differs most over the whole model. `fused` is the graph run literally against ONNX
+    Runtime's fused kernels, for a graph that is for them.
     """
 
     id: str
@@ -87,6 +112,7 @@ class PointParity:
     noise_floor: CodeDifference
     compiled: CodeDifference = field(default_factory=CodeDifference)
     perturbed: CodeDifference = field(default_factory=CodeDifference)
+    fused: CodeDifference = field(default_factory=CodeDifference)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -102,6 +128,8 @@ class PointParity:
             "compiled_max_difference": self.compiled.max_difference,
             "perturbed_equal": self.perturbed.equal,
             "perturbed_max_difference": self.perturbed.max_difference,
+            "fused_equal": self.fused.equal,
+            "fused_max_difference": self.fused.max_difference,
         }
 
 
@@ -160,6 +188,12 @@ class ParityReport:
     points: tuple[PointParity, ...]
     outputs: OutputParity
     local_output_difference: float
+    remainder: str = "float32"
+
+    @property
+    def limits(self) -> Limits:
+        """What is allowed, by the type of what is not quantized."""
+        return LIMITS[self.remainder]
 
     @property
     def local(self) -> CodeDifference:
@@ -187,26 +221,32 @@ class ParityReport:
         return CodeDifference.total(point.perturbed for point in self.points)
 
     @property
+    def fused(self) -> CodeDifference:
+        """All points, the graph run literally against ONNX Runtime's fused kernels; no codes if the graph is not for them."""
+        return CodeDifference.total(point.fused for point in self.points)
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """What is out of its limit; empty if the graph is proven."""
         found = [f"structure: {check.rule}: {check.detail}" for check in self.structure if not check.passed]
+        limits = self.limits
         local, whole, floor, compiled = self.local, self.end_to_end, self.noise_floor, self.compiled
-        if local.equal < LOCAL_EQUAL or local.max_difference > LOCAL_MAX_DIFFERENCE:
+        if local.equal < limits.equal or local.max_difference > LOCAL_MAX_DIFFERENCE:
             worst = min(self.points, key=lambda point: point.local.equal)
             found.append(
                 f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; "
                 f"worst at {worst.id!r} ({worst.local.equal:.5%})"
             )
         for point in self.points:
-            if point.local.different > max(LOCAL_POINT_TIES, (1 - LOCAL_POINT_EQUAL) * point.local.codes):
-                found.append(f"local: {point.local.equal:.5%} of the codes of {point.id!r} are equal, expected {LOCAL_POINT_EQUAL:.1%}")
-        if not self.local_output_difference <= LOCAL_OUTPUT_DIFFERENCE:
+            if point.local.different > max(LOCAL_POINT_TIES, (1 - limits.point_equal) * point.local.codes):
+                found.append(f"local: {point.local.equal:.5%} of the codes of {point.id!r} are equal, expected {limits.point_equal:.1%}")
+        if not self.local_output_difference <= limits.output_difference:
             found.append(
                 f"local: from the same codes the outputs are {self.local_output_difference:.2e} of the largest one apart, "
-                f"expected at most {LOCAL_OUTPUT_DIFFERENCE:.0e}: look behind the last point"
+                f"expected at most {limits.output_difference:.0e}: look behind the last point"
             )
         floors = {"float64": floor, "XLA": compiled, "rounding noise": self.perturbed}
-        allowed = max(*(FLOOR_FACTOR * (1 - found_floor.equal) for found_floor in floors.values()), 1 - LOCAL_EQUAL)
+        allowed = max(*(FLOOR_FACTOR * (1 - found_floor.equal) for found_floor in floors.values()), 1 - limits.equal)
         furthest = max(*(FLOOR_FACTOR * found_floor.max_difference for found_floor in floors.values()), LOCAL_MAX_DIFFERENCE)
         too_many = whole.different > max(allowed * whole.codes, END_TO_END_TIES)
         if too_many or whole.max_difference > furthest:
@@ -214,6 +254,13 @@ class ParityReport:
             found.append(
                 f"end to end: {whole.equal:.4%} equal, largest difference {whole.max_difference}; noise floor {measured}; "
                 f"{FLOOR_FACTOR} times the largest is allowed"
+            )
+        fused = self.fused
+        if fused.equal < FUSED_EQUAL or fused.max_difference > FUSED_MAX_DIFFERENCE:
+            worst = min(self.points, key=lambda point: point.fused.equal)
+            found.append(
+                f"fused: ONNX Runtime's kernels give {fused.equal:.4%} of the literal graph's codes, largest difference "
+                f"{fused.max_difference}; worst at {worst.id!r} ({worst.fused.equal:.4%})"
             )
         if self.outputs.top1_agreement < TOP1_AGREEMENT:
             found.append(f"outputs: the largest entry is the same on {self.outputs.top1_agreement:.2%}, expected {TOP1_AGREEMENT:.1%}")
@@ -229,12 +276,14 @@ class ParityReport:
         return {
             "examples": self.examples,
             "passed": self.passed,
+            "remainder": self.remainder,
             "failures": list(self.failures),
             "limits": {
-                "local_equal": LOCAL_EQUAL,
+                "local_equal": self.limits.equal,
                 "local_max_difference": LOCAL_MAX_DIFFERENCE,
-                "local_point_equal": LOCAL_POINT_EQUAL,
-                "local_output_difference": LOCAL_OUTPUT_DIFFERENCE,
+                "local_point_equal": self.limits.point_equal,
+                "local_output_difference": self.limits.output_difference,
+                "fused_equal": FUSED_EQUAL,
                 "noise_floor_factor": FLOOR_FACTOR,
                 "top1_agreement": TOP1_AGREEMENT,
             },
@@ -243,6 +292,7 @@ class ParityReport:
             "noise_floor": self.noise_floor.to_dict(),
             "compiled": self.compiled.to_dict(),
             "perturbed": self.perturbed.to_dict(),
+            "fused": self.fused.to_dict(),
             "outputs": asdict(self.outputs),
             "local_output_difference": self.local_output_difference,
             "points": [point.to_dict() for point in self.points],

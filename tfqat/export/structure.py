@@ -12,6 +12,7 @@ from onnx_ir import convenience
 
 from tfqat.export.edit import MATRIX_OPS
 from tfqat.export.expected import Expected, WeightCodes
+from tfqat.export.unsigned import saturating_products
 from tfqat.models.graph import CALL
 from tfqat.numerics import TINY
 
@@ -44,7 +45,7 @@ def _batch_is_dynamic(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     """Unless it was exported with a fixed one."""
     for value in (*graph.inputs, *graph.outputs):
         size = value.shape[0] if value.shape is not None else 0
-        if (size if isinstance(size, int) else None) != expected.batch:
+        if (size if isinstance(size, int) else None) != expected.form.batch:
             yield f"{value.name} has the shape {value.shape}"
 
 
@@ -61,6 +62,7 @@ def _wanted_nodes(expected: Expected) -> set[str]:
 def _points_are_there(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     yield from (f"{name} is missing" for name in missing_nodes(graph, expected))
     found = {str(node.name) for node in graph if node.op_type in (Q, DQ)} - {str(node.name) for _, node in _weight_nodes(graph, expected)}
+    found -= _weight_quantizers(graph, expected)
     yield from (f"{name} belongs to no quantization point" for name in sorted(found - _wanted_nodes(expected)))
 
 
@@ -80,25 +82,35 @@ def _scales_are_positive(graph: ir.Graph, _: Expected) -> Iterable[str]:
     return (str(node.name) for node in graph if node.op_type in (Q, DQ) and not np.all(_array(node.inputs[1]) > 0))
 
 
-def _zero_points_are_zero(graph: ir.Graph, _: Expected) -> Iterable[str]:
+def _zero_points_are_the_targets(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    """int8 0; for ONNX Runtime uint8 128 for activations, and 0 for those that hold no negative value."""
+    weights = {str(node.name) for _, node in _weight_nodes(graph, expected)} | _weight_quantizers(graph, expected)
     for node in graph:
-        if node.op_type in (Q, DQ) and len(node.inputs) > 2 and node.inputs[2] is not None:
-            zero = _array(node.inputs[2])
-            if zero.dtype != np.int8 or np.any(zero != 0):
-                yield f"{node.name} has a zero point other than int8 0"
+        if node.op_type in (Q, DQ):
+            zero = _array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+            point = str(node.name).rpartition("/")[0]
+            wanted = np.int8(0) if str(node.name) in weights else expected.zero_point(point)
+            if (zero is not None or wanted.dtype != np.int8) and (zero is None or zero.dtype != wanted.dtype or np.any(zero != wanted)):
+                yield f"{node.name} has the zero point {zero}, expected {wanted.dtype} {wanted}"
+
+
+def _sums_do_not_saturate(graph: ir.Graph, expected: Expected) -> Iterable[str]:
+    """Kernels for CPUs without VNNI add two products of uint8 and int8 codes in 16 bits."""
+    if expected.form.target == "onnxruntime":
+        for name, sums in saturating_products(graph).items():
+            yield f"{name}: two products add up to {sums}, more than 32767; plan the model for onnxruntime, with 7-bit weights there"
 
 
 def _weights_are_int8_constants(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for weight, node in _weight_nodes(graph, expected):
-        codes = convenience.get_const_tensor(node.inputs[0]) if node.inputs[0] is not None else None
-        if codes is None or codes.dtype != ir.DataType.INT8:
+        if _weight_codes(node).dtype != np.int8:
             yield f"{weight.layer}/{weight.weight} is no int8 constant"
 
 
 def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     """Equal code for code; a channel may be negated as a whole, which folding a BatchNorm with a negative gamma does."""
     for weight, node in _weight_nodes(graph, expected):
-        found, wanted = _array(node.inputs[0]), weight.codes.astype(np.int16)
+        found, wanted = _weight_codes(node), weight.codes.astype(np.int16)
         if _without_ones(found.shape) == _without_ones(wanted.shape):
             found = found.reshape(wanted.shape)  # a convolution over one axis is written as one over two, of which one has size 1
         if found.shape != wanted.shape:
@@ -116,7 +128,7 @@ def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterabl
 
 def _nothing_between_weight_and_operation(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for _, node in _weight_nodes(graph, expected):
-        readers = [reader.op_type for reader, _ in node.outputs[0].uses()]
+        readers = [reader.op_type for reader in _readers(node.outputs[0], expected)]
         if not readers or not set(readers) <= set(MATRIX_OPS):
             yield f"{node.name} is read by {', '.join(readers) or 'nothing'}"
 
@@ -132,18 +144,18 @@ def _weight_scales_on_output_channels(graph: ir.Graph, expected: Expected) -> It
 
 def _inputs_of_weighted_operations_are_quantized(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for _, node in _weight_nodes(graph, expected):
-        for reader, _ in node.outputs[0].uses():
+        for reader in _readers(node.outputs[0], expected):
             source = reader.inputs[0].producer() if reader.inputs[0] is not None else None
-            while source is not None and source.op_type in _MOVING:
+            while source is not None and source.op_type in (*_MOVING, *_casts(expected)):
                 source = source.inputs[0].producer() if source.inputs[0] is not None else None
             if source is None or source.op_type != DQ:
                 yield f"{reader.name} reads a float activation"
 
 
-def _biases_are_float32(graph: ir.Graph, _: Expected) -> Iterable[str]:
+def _biases_are_float(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for node in graph:
         bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
-        if bias is not None and _array(bias).dtype != np.float32:
+        if bias is not None and _array(bias).dtype != expected.form.remainder:
             yield f"{node.name} has a bias of type {_array(bias).dtype}"
 
 
@@ -161,13 +173,14 @@ _RULES: tuple[tuple[str, Callable[[ir.Graph, Expected], Iterable[str]]], ...] = 
     ("activation scales are scalars", _activation_scales_are_scalar),
     ("activation scales are the model's, to the last bit", _activation_scales_are_the_models),
     ("scales are positive", _scales_are_positive),
-    ("zero points are int8 0", _zero_points_are_zero),
-    ("weights are int8 constants", _weights_are_int8_constants),
+    ("zero points are those of the target: int8 0, or for ONNX Runtime uint8 128 and 0", _zero_points_are_the_targets),
+    ("16-bit sums of two products do not saturate", _sums_do_not_saturate),
+    ("weights are constants of int8 codes", _weights_are_int8_constants),
     ("weight codes are the model's", _weight_codes_are_the_models),
     ("nothing stands between a weight's DequantizeLinear and its operation", _nothing_between_weight_and_operation),
     ("weight scales go along the output channels", _weight_scales_on_output_channels),
     ("an operation with a quantized weight reads a quantized activation", _inputs_of_weighted_operations_are_quantized),
-    ("biases are float32", _biases_are_float32),
+    ("biases are float, of the type of what is not quantized", _biases_are_float),
     ("BatchNorm is folded wherever that is exact", _batch_norms_are_folded),
 )
 
@@ -183,6 +196,36 @@ def _weight_nodes(graph: ir.Graph, expected: Expected) -> list[tuple[WeightCodes
     weights = {f"{weight.layer}/{weight.weight}": weight for weight in expected.weights}
     found = [(weights.get(re.sub(rf"({CALL}\d+)?/DQ$", "", node.name or "")), node) for node in graph if node.op_type == DQ]
     return [(weight, node) for weight, node in found if weight is not None]
+
+
+def _weight_quantizers(graph: ir.Graph, expected: Expected) -> set[str]:
+    """The Q nodes of weights that are written as floats."""
+    makers = [node.inputs[0].producer() for _, node in _weight_nodes(graph, expected) if node.inputs[0] is not None]
+    return {str(maker.name) for maker in makers if maker is not None and maker.op_type == Q}
+
+
+def _weight_codes(node: ir.Node) -> np.ndarray:
+    """The codes that a weight's DequantizeLinear reads: a constant, or what QuantizeLinear makes of one."""
+    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if maker is None or maker.op_type != Q:
+        return _array(node.inputs[0])
+    values, scale = _array(maker.inputs[0]), _array(maker.inputs[1])
+    if scale.ndim:
+        axis = maker.attributes.get_int("axis", 1)
+        scale = scale.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
+    return np.clip(np.rint(values / scale), -128, 127).astype(np.int8)
+
+
+def _casts(expected: Expected) -> tuple[str, ...]:
+    """What may stand behind a DequantizeLinear too where the rest is in float16: its output is float32."""
+    return ("Cast",) if expected.form.remainder == "float16" else ()
+
+
+def _readers(value: ir.Value, expected: Expected) -> list[ir.Node]:
+    """What reads a value, behind casts."""
+    nodes = [use.node for use in value.uses()]
+    behind = [reader for node in nodes if node.op_type in _casts(expected) for reader in _readers(node.outputs[0], expected)]
+    return [*(node for node in nodes if node.op_type not in _casts(expected)), *behind]
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

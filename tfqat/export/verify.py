@@ -13,13 +13,12 @@ import onnx_ir as ir
 import tensorflow as tf
 
 from tfqat.datasets import check_batch, inputs_of
-from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import DataError, ExportError
-from tfqat.export import cut
+from tfqat.export.cut import OpenGraph
 from tfqat.export.executions import Codes
 from tfqat.export.expected import Expected, expected_of
 from tfqat.export.onnx import FOLD_BATCHNORM
-from tfqat.export.parity import FLOOR_FACTOR, CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.export.parity import FLOOR_FACTOR, LIMITS, CodeDifference, OutputParity, ParityReport, PointParity
 from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
@@ -54,7 +53,8 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
     if missing:
         raise ExportError(f"{path} was not exported from this model: it has no node {', '.join(missing[:5])}")
     structure = check_structure(graph, expected)
-    comparison = _Comparison(qmodel, path, Form.of(graph.metadata_props))
+    form = Form.of(graph.metadata_props)
+    comparison = _Comparison(qmodel, path, form)
     seen = sum(comparison.add(batch) for batch in _limited(qmodel, dataset, examples))
     if not seen:
         raise DataError("verify: the data set is empty; expected at least one batch of inputs")
@@ -64,6 +64,7 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
         points=comparison.points(),
         outputs=comparison.output_parity(),
         local_output_difference=comparison.local_output_difference,
+        remainder=form.remainder,
     )
 
 
@@ -79,7 +80,7 @@ def verify_structure(qmodel: Any, path: Path) -> tuple[StructureCheck, ...]:
 def _graph_and_expected(qmodel: Any, path: Path) -> tuple[ir.Model, Expected]:
     model = _load(path)
     expected = expected_of(qmodel, fold_batchnorm=model.metadata_props.get(FOLD_BATCHNORM, "true") == "true")
-    return model, replace(expected, batch=Form.of(model.metadata_props).batch)
+    return model, replace(expected, form=Form.of(model.metadata_props))
 
 
 def _load(path: Path) -> ir.Model:
@@ -100,10 +101,11 @@ class _Comparison:
         self._keras64 = Codes.in_float64(qmodel)
         self._compiled: Codes | None = Codes.of(qmodel, compiled=True)
         self._seed = tf.Variable(0, dtype=tf.int32)
-        self._noisy = Codes.noisy(qmodel, self._seed)
-        self._whole = runtime.session(cut.observed(str(path), self._keras.points), literal=True)
-        self._cut = runtime.session(cut.segmented(str(path), self._keras.points), literal=True)
-        self._input_names = [value.name for value in self._whole.get_inputs()]
+        self._noisy = Codes.noisy(qmodel, self._seed, LIMITS[form.remainder].rounding)
+        self._whole = OpenGraph.observed(path, self._keras.points)
+        self._fused = OpenGraph.segmented(path, self._keras.points, literal=False) if form.target == "onnxruntime" else None
+        self._cut = OpenGraph.segmented(path, self._keras.points)
+        self._input_names = [value.name for value in self._whole.session.get_inputs()]
         self._layouts: dict[str, tuple[int, ...]] = {}
         self._found: dict[str, dict[str, list[CodeDifference]]] = {name: {} for name in self._keras.points}
         self._outputs: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
@@ -116,11 +118,13 @@ class _Comparison:
         arrays = [np.asarray(value) for value in given]
         codes, outputs = self._keras(inputs)
         fed = self._form.feed(dict(zip(self._input_names, arrays, strict=True)))
-        onnx_outputs, whole = self._run(self._whole, fed)
+        onnx_outputs, whole = self._whole(fed)
         if not self._layouts:
             self._layouts = {name: _layout(codes[name], whole[name]) for name in codes}
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
-        local_outputs, local = self._run(self._cut, {**fed, **{f"given/{name}": array for name, array in in_layout.items()}})
+        local_outputs, local = self._cut(fed, in_layout)
+        if self._fused is not None:
+            self._record("fused", local, self._fused(fed, in_layout)[1])
         self._record("local", in_layout, local)
         self._record("end_to_end", in_layout, whole)
         self._add_floors(inputs, codes, outputs)
@@ -141,6 +145,7 @@ class _Comparison:
                 noise_floor=kinds.get("float64", CodeDifference()),
                 compiled=kinds.get("compiled", CodeDifference()),
                 perturbed=kinds[noisiest],
+                fused=kinds.get("fused", CodeDifference()),
             )
             for name, kinds in merged.items()
         )
@@ -193,13 +198,6 @@ class _Comparison:
         except tf.errors.OpError:
             self._compiled = None
             return None
-
-    def _run(self, session: Any, fed: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-        """The model's own outputs, and the codes by point."""
-        names = [value.name for value in session.get_outputs()]
-        values = dict(zip(names, session.run(None, dict(fed)), strict=True))
-        codes = {name.removeprefix("codes/"): values[name] for name in names if name.startswith("codes/")}
-        return [values[name] for name in names if not name.startswith("codes/")], codes
 
 
 def _layout(keras: np.ndarray, onnx: np.ndarray) -> tuple[int, ...]:

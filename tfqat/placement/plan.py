@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tfqat.models.names import given_name
-from tfqat.spec import Calibrator, QuantSpec
+from tfqat.spec import MAX_BITS, Calibrator, QuantSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class QPoint:
     `source` is the layer that produces the tensor, or owns the weight. For an activation, `edges` are the consumers that see
     the quantized tensor (all other consumers see the float one) and `output` is the index of the tensor among the outputs of
     `source`; for a weight, `weight` is the attribute that holds it, such as `kernel`. The points of one `scale_group` share one scale.
+    A `non_negative` tensor holds no negative value, whatever the data. `max_bits` is the widest code that the target's kernels take.
     """
 
     id: str
@@ -36,6 +37,8 @@ class QPoint:
     output: int = 0
     weight: str | None = None
     scale_group: str | None = None
+    non_negative: bool = False
+    max_bits: int = MAX_BITS
 
     @property
     def given_source(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,9 +18,13 @@ from tfqat.placement.reads import Read, by_tensor, edges_of, point_id
 from tfqat.placement.rules import Decision, KeepFloat, Quantize, View, Weight
 from tfqat.placement.rules.classes import TRANSPOSED
 from tfqat.placement.scale_groups import scale_groups
+from tfqat.placement.signs import non_negative
 from tfqat.recipe.load import quantization_config
 from tfqat.recipe.quantization import QuantizationConfig
-from tfqat.spec import Calibrator, PerChannel, PerTensor, QuantSpec
+from tfqat.spec import MAX_BITS, Calibrator, PerChannel, PerTensor, QuantSpec
+
+NARROW_BITS = 7
+"""Of a weight that meets uint8 codes up to 255, where kernels add two products in 16 bits: 255 * 63 * 2 < 2 ** 15."""
 
 
 class LayerConfig(Protocol):
@@ -96,6 +100,7 @@ class _Planned:
     decisions: Mapping[str, Decision]
     tensors: Mapping[TensorRef, tuple[Read, ...]]
     groups: Mapping[TensorRef, int]
+    non_negative: Collection[TensorRef]
 
     @classmethod
     def of(cls, view: View) -> _Planned:
@@ -107,7 +112,7 @@ class _Planned:
             for index in decision.inputs
         ]
         tensors = by_tensor(view.graph, reads)
-        return cls(view.graph, decisions, tensors, scale_groups(view.graph, decisions, tensors))
+        return cls(view.graph, decisions, tensors, scale_groups(view.graph, decisions, tensors), non_negative(view.graph))
 
     def targets(self) -> tuple[list[Target], list[Target]]:
         """Every weight, and every activation, with the names that overrides find it by."""
@@ -133,20 +138,30 @@ class _Planned:
             edges=edges_of(reads),
             reason="; ".join(dict.fromkeys(read.reason for read in reads)),
             scale_group=self._group_name(tensor),
+            non_negative=tensor in self.non_negative,
         )
 
     def _weight_point(self, node: Node, config: QuantizationConfig) -> QPoint:
         weight = self._weight(node)
         settings, _ = config.resolve(matching(config, self._weight_target(node)))
+        widest, reason = MAX_BITS, f"weight of {node.class_name}"
+        if config.target == "onnxruntime" and self._reads_signed(node):
+            widest = NARROW_BITS
+            reason += f", which reads values of both signs: at most {widest} bits, so that no 16-bit sum saturates"
         return QPoint(
             id=f"{given_name(node.layer)}/{weight.attribute}",
             kind="weight",
             source=node.layer,
             weight=weight.attribute,
-            spec=weight_spec(weight, num_bits=settings.num_bits, per_channel=settings.granularity == "per_channel"),
+            spec=weight_spec(weight, num_bits=min(settings.num_bits, widest), per_channel=settings.granularity == "per_channel"),
             calibrator=Calibrator(method=settings.calibrator),
-            reason=f"weight of {node.class_name}",
+            reason=reason,
+            max_bits=widest,
         )
+
+    def _reads_signed(self, node: Node) -> bool:
+        """Whether any call of the layer reads a tensor that may hold negative values."""
+        return any(call.inputs[0] not in self.non_negative for call in self.graph.calls(node.layer))
 
     def _weighted(self) -> list[Node]:
         nodes = [node for node in self.graph.nodes if isinstance(found := self.decisions.get(node.name), Quantize) and found.weight]
@@ -193,6 +208,7 @@ def _view(
     return rules.view(
         graph,
         preset=config.preset,
+        target=config.target,
         skipped=skipped,
         forced=selected(graph, config.force, "force") if forced else (),
         custom={**declared, **given},

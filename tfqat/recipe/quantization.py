@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, model_validator
 
+from tfqat.form import Target
 from tfqat.recipe.blocks import Block, Items, Text
 from tfqat.spec import MAX_BITS, MIN_BITS
 
@@ -81,6 +82,10 @@ class QuantizationConfig(Block):
     """The `quantization` block: which layers are quantized, and how."""
 
     preset: Preset = Field(default="selective", description="Placement rules: naive, hybrid, or selective (TensorRT's rules).")
+    target: Target = Field(
+        default="tensorrt",
+        description="What the placement is for: TensorRT, or ONNX Runtime's CPU kernels; a recipe's `export.target` sets both.",
+    )
     weights: WeightsConfig = Field(default=WeightsConfig(), description="How weights are quantized.")
     activations: ActivationsConfig = Field(default=ActivationsConfig(), description="How activations are quantized.")
     skip: Items[Text] = Field(default=(), description="Layers that stay float, by name glob, `re:` regular expression, or layer class.")

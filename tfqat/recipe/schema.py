@@ -6,6 +6,7 @@ The models are strict: `epochs: "30"` and `epochs: 30.0` are wrong types, not nu
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
+from tfqat.form import Form, Target
 from tfqat.recipe.blocks import REFERENCE, BatchProfile, Block, CalibratorText, Items, Reference, Text
 from tfqat.recipe.distribution import DistributionConfig
 from tfqat.recipe.export import ExportConfig
@@ -234,6 +236,32 @@ class Recipe(Block):
         if isinstance(value, bool):  # True == 1 in Python, so `version: true` would pass
             raise PydanticCustomError("literal_error", "expected 1", {"expected": "1"})
         return value
+
+    @field_validator("export")
+    @classmethod
+    def _is_for_one_target(cls, value: ExportConfig, info: ValidationInfo) -> ExportConfig:
+        quantization = info.data.get("quantization")
+        if quantization is None or value.target is None or "target" not in quantization.model_fields_set:
+            return value
+        if value.target != quantization.target:
+            message = "the placement is for {target}: give one of quantization.target and export.target"
+            raise PydanticCustomError("two_targets", message, {"target": quantization.target, "path": ("export", "target")})
+        return value
+
+    @property
+    def target(self) -> Target:
+        """What the placement and the graph are for."""
+        return self.export.target or self.quantization.target
+
+    @property
+    def placement_config(self) -> QuantizationConfig:
+        """The `quantization` block for the target."""
+        return self.quantization.model_copy(update={"target": self.target})
+
+    @property
+    def form(self) -> Form:
+        """The outside of the exported graph."""
+        return replace(self.export.form, target=self.target)
 
     @field_validator("compile")
     @classmethod

@@ -33,7 +33,7 @@ def equalize_model(run: Run) -> None:
     files.write_json(run.directory / "equalization.json", found.to_dict())
     with files.replacing(run.directory / EQUALIZED) as temporary:
         found.model.save(temporary)
-    placement = plan(found.model, run.inputs.recipe.quantization)
+    placement = plan(found.model, run.inputs.recipe.placement_config)
     run.inputs = replace(run.inputs, model=found.model, placement=placement)
     files.write_json(run.directory / "placement.json", placement.to_dict())
     run.say(f"equalized the outputs of {len(found.factors)} layers; {len(found.left)} stay as they are")

@@ -36,7 +36,7 @@ def export(run: Run, model: Any) -> ExportReport:
             run.directory / "model.onnx",
             opset=settings.opset,
             fold_batchnorm=settings.fold_batchnorm,
-            form=settings.form,
+            form=run.inputs.recipe.form,
             metadata=metadata,
         )
         float_size = export_float_onnx(run.inputs.float_model, run.directory / "float.onnx", opset=settings.opset)
@@ -51,7 +51,7 @@ def run_onnx(run: Run, model: Any, export: ExportReport) -> None:
     data, metrics = run.inputs.test, run.inputs.recipe.training.metrics
     sessions = {name: runtime.session(export.path, literal=literal) for name, literal in _LITERAL.items()}
     with run.stage("onnx", "Run ONNX, literal and fused", data.batches) as advance:
-        outputs, targets = outputs_and_targets(sessions, counted(data, advance), name=data.name, form=run.inputs.recipe.export.form)
+        outputs, targets = outputs_and_targets(sessions, counted(data, advance), name=data.name, form=run.inputs.recipe.form)
         for name, arrays in outputs.items():
             run.measure(name, evaluate_outputs(arrays, targets, loss=run.inputs.loss, metrics=metrics, names=model.output_names))
     _compare(run)

@@ -45,7 +45,7 @@ def _compare_lines(run: Run, found: Sensitivity) -> None:
     """Warn if the recipe with the lines added gives another placement than the one that was measured and goes on."""
     if not found.lines or found.placement is None:
         return
-    config = run.inputs.recipe.quantization
+    config = run.inputs.recipe.placement_config
     overrides = tuple(Override.model_validate(override) for override in found.lines.get("overrides", ()))
     update = {"skip": (*config.skip, *found.lines.get("skip", ())), "overrides": (*config.overrides, *overrides)}
     try:

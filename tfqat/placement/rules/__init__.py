@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from tfqat.form import Target
 from tfqat.models.graph import ModelGraph
-from tfqat.placement.rules import choice, elementwise, joining, moving, products
+from tfqat.placement.rules import choice, elementwise, joining, moving, products, runtime
 from tfqat.placement.rules.classes import WEIGHTS, Weight
 from tfqat.placement.rules.decision import Decision, KeepFloat, Quantize, Rule, View
 from tfqat.recipe.quantization import Preset
@@ -49,15 +50,17 @@ def view(
     graph: ModelGraph,
     *,
     preset: Preset = "selective",
+    target: Target = "tensorrt",
     skipped: Mapping[str, str] | None = None,
     forced: Collection[str] = (),
     custom: Mapping[str, Quantize] | None = None,
     small_products_float: bool = False,
 ) -> View:
-    """A view of a model with the rules of a preset; the other arguments are those of `View`."""
+    """A view of a model with the rules of a preset, as the target wants them; the other arguments are those of `View`."""
+    replaced: dict[Rule, Rule] = runtime.REPLACED if target == "onnxruntime" else {}
     return View(
         graph=graph,
-        rules=RULES[preset],
+        rules=tuple(replaced.get(rule, rule) for rule in RULES[preset]),
         skipped=skipped or {},
         forced=frozenset(forced),
         custom=custom or {},

@@ -35,7 +35,7 @@ def activation(view: View, node: Node) -> Decision | None:
     name = classes.activation_name(node)
     if name == "softmax":
         return KeepFloat(reason="softmax: computes in float")
-    source = _source_of_activation(view, node)
+    source = source_of_activation(view, node)
     if view.is_int8_weighted(source) or (source.class_name == "Add" and view.quantized_inputs(source)):
         if node.class_name in classes.ACTIVATIONS and name not in FUSED:
             return KeepFloat(reason=f"{name} behind {source.name}: a float kernel of its own; Q/DQ come after it")
@@ -92,9 +92,14 @@ def _normalizes_channels(view: View, batch_norm: Node) -> bool:
     return axes in ([-1], [len(view.graph.shape(batch_norm.inputs[0])) - 1])
 
 
-def _source_of_activation(view: View, node: Node) -> Node:
+def source_of_activation(view: View, node: Node) -> Node:
     """What an activation acts on, through the other steps of one that is written out, and through a BatchNorm that is folded."""
-    source = view.graph.producer(node.inputs[0])
+    return source_of(view, node.inputs[0])
+
+
+def source_of(view: View, tensor: TensorRef) -> Node:
+    """What makes a tensor, before activations, and before a BatchNorm that is folded."""
+    source = view.graph.producer(tensor)
     while source.class_name in classes.POINTWISE:
         source = view.graph.producer(source.inputs[0])
     if source.class_name == "BatchNormalization" and not obstacle_to_folding(view, source):
