@@ -178,5 +178,5 @@ def noise(session: Any, batch: int, rng: Any) -> dict[str, Any]:
         sizes = [batch if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(one.shape)]
         if not all(isinstance(size, int) for size in sizes):
             raise EngineError(f"input {one.name!r} has shape {one.shape}; only its first axis may be dynamic")
-        feed[one.name] = _array(rng.standard_normal(sizes), one.type)
+        feed[one.name] = _array(rng.integers(0, 256, sizes) if one.type == "tensor(uint8)" else rng.standard_normal(sizes), one.type)
     return feed

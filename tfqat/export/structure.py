@@ -12,9 +12,8 @@ from onnx_ir import convenience
 
 from tfqat.export.edit import MATRIX_OPS
 from tfqat.export.expected import Expected, WeightCodes
-from tfqat.export.unsigned import saturating_products
+from tfqat.export.unsigned import saturating_products, scale_of_zeros
 from tfqat.models.graph import CALL
-from tfqat.numerics import TINY
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 # What may stand between a DequantizeLinear and the operation that reads it: TensorRT moves these before the DequantizeLinear.
@@ -118,9 +117,10 @@ def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterabl
             continue
         axis = _channel_axis(wanted)
         rows, models = (np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1) for codes in (found.astype(np.int16), wanted))
-        # A channel that BatchNorm multiplies by zero has lost its codes, and shows it by the smallest scale.
+        # A channel that BatchNorm multiplies by zero has lost its codes, and shows it by its scale.
         scale = _array(node.inputs[1])
-        zeroed = (rows == 0).all(axis=1) & (scale == TINY if scale.shape == (len(rows),) else False)
+        empty = (rows == 0).all(axis=1)
+        zeroed = empty & (scale == scale_of_zeros(scale, empty, expected.form.target) if scale.shape == (len(rows),) else False)
         same = (rows == models).all(axis=1) | (rows == -models).all(axis=1) | zeroed
         if not same.all():
             yield f"{weight.layer}/{weight.weight}: {int((~same).sum())} of {len(same)} channels differ"

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir import convenience
 
 from tfqat.export.edit import MATRIX_OPS, SETTLED, add_initializer, constant_of, is_constant, remove_unused
+from tfqat.form import Target
 from tfqat.numerics import TINY
 
 SIGNED, UNSIGNED = 128, 0
@@ -137,10 +138,18 @@ def _plausible_scales(graph: ir.Graph) -> None:
         if scale.ndim == 1 and (scale <= TINY).any():
             axis = node.attributes.get_int("axis", 1)
             empty = (scale <= TINY) & ~codes.any(axis=tuple(other for other in range(codes.ndim) if other != axis))
-            usual = np.float32(np.median(scale[~empty])) if not empty.all() else np.float32(1 / HIGHEST)
             name = str(node.inputs[1].name)  # type: ignore[union-attr]
             del graph.initializers[name]
-            node.replace_input_with(1, add_initializer(graph, name, np.where(empty, usual, scale).astype(np.float32)))
+            node.replace_input_with(
+                1, add_initializer(graph, name, np.where(empty, scale_of_zeros(scale, empty, "onnxruntime"), scale).astype(np.float32))
+            )
+
+
+def scale_of_zeros(scale: np.ndarray, empty: np.ndarray, target: Target) -> np.float32:
+    """The scale of the channels that hold nothing but zeros: the smallest there is; for ONNX Runtime the median of the others."""
+    if target == "tensorrt":
+        return np.float32(TINY)
+    return np.float32(np.median(scale[~empty]) if not empty.all() else 1 / HIGHEST)
 
 
 def _weight_dequantizers(graph: ir.Graph) -> Iterator[ir.Node]:

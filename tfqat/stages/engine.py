@@ -16,8 +16,12 @@ def build(run: Run, export: ExportReport) -> EngineReport:
     with run.stage("compile", "Build engines"):
         report = (
             _compile(run, export)
-            if settings.enabled and settings.backend != "none"
-            else _no_engine("the recipe switches the engine stage off")
+            if settings.enabled and settings.backend != "none" and run.inputs.recipe.target == "tensorrt"
+            else _no_engine(
+                "the recipe switches the engine stage off"
+                if run.inputs.recipe.target == "tensorrt"
+                else "the graph is for ONNX Runtime: TensorRT has no uint8 codes"
+            )
         )
     files.write_json(run.directory / "engine.json", report.to_dict())
     for target in report.targets:

@@ -38,9 +38,12 @@ def export(run: Run, model: Any) -> ExportReport:
             fold_batchnorm=settings.fold_batchnorm,
             form=run.inputs.recipe.form,
             metadata=metadata,
+            external_data=settings.external_data,
         )
         float_size = export_float_onnx(run.inputs.float_model, run.directory / "float.onnx", opset=settings.opset)
     run.metrics["size_bytes"] = {"float_onnx": float_size, "model_onnx": report.size_bytes}
+    if report.saturating:
+        run.warn(f"ONNX Runtime's kernels for CPUs without VNNI compute {', '.join(report.saturating[:5])} wrong: 16-bit sums saturate")
     for result in report.kept_batch_norms if settings.fold_batchnorm else ():
         run.say(f"{result.node} stays: {result.reason}")
     return report
@@ -97,7 +100,7 @@ def outputs_and_targets(
 
 def _as_taken(session: Any, inputs: Any, form: Form | None) -> Any:
     """A batch of Keras's as the graph takes it."""
-    if form is None or form.layout == "nhwc":
+    if form is None or (form.layout == "nhwc" and form.pixels is None):
         return inputs
     names = [one.name for one in session.get_inputs()]
     values = inputs if isinstance(inputs, Mapping) else dict(zip(names, tf.nest.flatten(inputs), strict=True))

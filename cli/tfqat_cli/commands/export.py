@@ -14,6 +14,12 @@ def export(
     source: Annotated[Path, typer.Argument(help="A run directory, a quantized model's file, or a SavedModel that tfqat wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file.")] = Path("model.onnx"),
     opset: Annotated[int | None, typer.Option("--opset", help="13 to 23; default: the run's, or 17.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="tensorrt or onnxruntime; default: the run's, or tensorrt.")] = None,
+    remainder: Annotated[str, typer.Option("--remainder", help="Type of what is not quantized: float32 or float16.")] = "float32",
+    weights: Annotated[str, typer.Option("--weights", help="int8 codes, or float with Q and DQ behind them.")] = "int8",
+    mean: Annotated[str | None, typer.Option("--mean", help="Take uint8 pixels, less this: one number, or one per channel.")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="Take uint8 pixels, divided by this, likewise.")] = None,
+    external_data: Annotated[bool | None, typer.Option(help="Weights in a file of their own; default: above 1.5 GB.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="A fixed batch size; default: free.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="Fixed sizes of free axes of images, such as 224,224.")] = None,
     layout: Annotated[str, typer.Option("--layout", help="Of the inputs: nhwc as Keras has it, or nchw.")] = "nhwc",
@@ -27,14 +33,32 @@ def export(
     from tfqat.recipe.export import ExportConfig
     from tfqat.recipe.problems import sentence, validate
 
-    sizes = None if size is None else [int(part) if part.strip().isdigit() else part for part in size.split(",")]
-    given = {"opset": 17 if opset is None else opset, "batch": batch, "size": sizes, "layout": layout, "outputs": output or []}
+    given = {
+        "opset": 17 if opset is None else opset,
+        "target": target,
+        "remainder": remainder,
+        "weights": weights,
+        "batch": batch,
+        "size": _numbers(size),
+        "layout": layout,
+        "pixels": {key: _numbers(text) for key, text in (("mean", mean), ("std", std)) if text is not None} or None,
+        "outputs": output or [],
+    }
     config, wrong = validate(ExportConfig, given)
     if config is None:
         raise typer.BadParameter("; ".join(sentence(path, text) for path, text in wrong))
     from tfqat.export_run import export_source
 
-    report = export_source(source, out, opset=opset, fold_batchnorm=fold_batchnorm, form=config.form, unsafe=unsafe)
+    report = export_source(
+        source,
+        out,
+        opset=opset,
+        target=config.target,
+        fold_batchnorm=fold_batchnorm,
+        form=config.form,
+        external_data=external_data,
+        unsafe=unsafe,
+    )
     console = Console()
     console.print(
         f"{report.path}: {report.size_bytes:,} bytes, opset {report.opset}, {report.weights} weights and {report.activations} activations "
@@ -44,3 +68,23 @@ def export(
     )
     for kept in report.kept_batch_norms if fold_batchnorm else ():
         console.print(f"{kept.node} stays: {kept.reason}", markup=False, highlight=False, soft_wrap=True)
+    if report.saturating:
+        console.print(
+            f"{len(report.saturating)} layers, {report.saturating[0]} the first, are wrong on CPUs without VNNI (16-bit sums saturate): "
+            "run the recipe with export.target: onnxruntime, which keeps their weights in 7 bits",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _numbers(text: str | None) -> list[float | str] | None:
+    """`224,224` as numbers; what is none stays for the recipe's rules to refuse."""
+    return None if text is None else [_number(part.strip()) for part in text.split(",")]
+
+
+def _number(part: str) -> float | str:
+    try:
+        return int(part) if part.lstrip("-").isdigit() else float(part)
+    except ValueError:
+        return part

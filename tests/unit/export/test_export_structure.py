@@ -162,6 +162,7 @@ def batch_norm_left(model: onnx.ModelProto) -> None:
 
 
 NAMES = "the Q/DQ nodes are those of the placement, by name"
+ZERO_POINTS = "zero points are those of the target: int8 0, or for ONNX Runtime uint8 128 and 0"
 # the change, and rule -> detail (one that ends in a space is a beginning) for every rule that must fail, and none else
 CASES: dict[str, tuple[Callable[[onnx.ModelProto], None], dict[str, str]]] = {
     "operator of another domain": (
@@ -182,16 +183,16 @@ CASES: dict[str, tuple[Callable[[onnx.ModelProto], None], dict[str, str]]] = {
     "scale one bit off": (scale_one_bit_off, {"activation scales are the model's, to the last bit": "head_relu/Q has the scale "}),
     "negative scale": (negative_scale, {"scales are positive": "project/kernel/DQ"}),
     "zero scale": (zero_scale, {"scales are positive": "logits/kernel/DQ"}),
-    "zero point 3": (zero_point_3, {"zero points are int8 0": "pool/DQ has a zero point other than int8 0"}),
-    "unsigned zero point": (unsigned_zero_point, {"zero points are int8 0": "pool/Q has a zero point other than int8 0"}),
+    "zero point 3": (zero_point_3, {ZERO_POINTS: "pool/DQ has the zero point 3, expected int8 0"}),
+    "unsigned zero point": (unsigned_zero_point, {ZERO_POINTS: "pool/Q has the zero point 0, expected int8 0"}),
     "weight as input": (
         weight_as_input,
         {
-            "weights are int8 constants": "head/kernel is no int8 constant",
+            "weights are constants of int8 codes": "head/kernel is no int8 constant",
             "weight codes are the model's": "head/kernel has codes of shape (), the model (24, 16, 3, 3)",
         },
     ),
-    "float weight": (float_weight, {"weights are int8 constants": "head/kernel is no int8 constant"}),
+    "float weight": (float_weight, {"weights are constants of int8 codes": "head/kernel is no int8 constant"}),
     "one code": (one_code, {"weight codes are the model's": "stem/kernel: 1 of 16 channels differ"}),
     "half a channel negated": (
         half_a_channel_negated,
@@ -229,7 +230,7 @@ CASES: dict[str, tuple[Callable[[onnx.ModelProto], None], dict[str, str]]] = {
         float_activation,
         {"an operation with a quantized weight reads a quantized activation": "project reads a float activation"},
     ),
-    "float64 bias": (float64_bias, {"biases are float32": "stem has a bias of type float64"}),
+    "float64 bias": (float64_bias, {"biases are float, of the type of what is not quantized": "stem has a bias of type float64"}),
     "BatchNorm left": (
         batch_norm_left,
         {"BatchNorm is folded wherever that is exact": "project_bn could be folded into the convolution before it"},
@@ -243,7 +244,7 @@ def failed(qmodel: Any, path: Path) -> dict[str, str]:
 
 def test_a_good_file_obeys_every_rule(tiny_quantized: Any, tiny_onnx: Path) -> None:
     checks = verify_structure(tiny_quantized, tiny_onnx)
-    assert [(check.passed, check.detail) for check in checks] == [(True, "")] * 14
+    assert [(check.passed, check.detail) for check in checks] == [(True, "")] * 15
     assert [check.rule for check in checks] == [rule for rule, _ in structure._RULES]
 
 
@@ -261,7 +262,8 @@ def test_one_change_breaks_its_rule_and_no_other(
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {rule for rule, _ in structure._RULES} == {rule for _, broken in CASES.values() for rule in broken}
+    for_onnxruntime = "16-bit sums of two products do not saturate"  # tests/unit/export/test_export_unsigned.py breaks it
+    assert {rule for rule, _ in structure._RULES} - {for_onnxruntime} == {rule for _, broken in CASES.values() for rule in broken}
 
 
 def test_a_channel_negated_as_a_whole_or_zeroed_with_the_smallest_scale_is_the_models(

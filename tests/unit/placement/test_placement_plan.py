@@ -60,6 +60,8 @@ def test_json_form_of_a_point() -> None:
         "weight": None,
         "reason": "residual shortcut",
         "scale_group": None,
+        "non_negative": False,
+        "max_bits": 8,
     }
 
 
