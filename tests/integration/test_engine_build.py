@@ -95,7 +95,12 @@ def test_every_quantized_layer_runs_int8_and_the_engines_are_written(tmp_path: P
     for target in report.targets:
         assert [(layer.keras_layer, layer.inputs) for layer in target.layers] == [(name, ("Int8", "Int8")) for name in LAYERS]
         assert Path(target.engine_path or "").stat().st_size == target.size_bytes > 10_000
-    assert sorted(path.name for path in (tmp_path / "engines").iterdir()) == ["net.sm86.plan", "net.sm89.plan"]
+    assert sorted(path.name for path in (tmp_path / "engines").iterdir()) == [
+        "net.sm86.plan",
+        "net.sm86.plan.json",
+        "net.sm89.plan",
+        "net.sm89.plan.json",
+    ]
 
 
 def test_an_activation_scale_that_is_not_scalar_leaves_its_layer_float(tmp_path: Path) -> None:
@@ -148,7 +153,7 @@ def test_a_graph_that_crashes_tensorrt_is_an_error(tmp_path: Path) -> None:
         onnx_path=saved(model, tmp_path),
         plan_path=tmp_path / "net.plan",
         compute_capability="SM86",
-        batch=(1, 8, 32),
+        profile={"image": ((1, 12, 12, 1), (8, 12, 12, 1), (32, 12, 12, 1))},
     )
     with pytest.raises(EngineError, match=r"for SM86: the build crashed with signal SIG[A-Z]+; the last node parsed is "):
         run_worker(job, timeout_s=60)

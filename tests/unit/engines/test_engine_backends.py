@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.parser
@@ -24,8 +25,8 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, dict[str, object]]]:
-    made: list[tuple[str, Path, dict[str, object]]] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, dict[str, Any]]]:
+    made: list[tuple[str, Path, dict[str, Any]]] = []
     for module in (tensorrt, tensorrt_rtx):
         name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, "build", lambda source, out, name=name, **options: made.append((name, out, options)) or BUILT)
@@ -47,12 +48,12 @@ def usable(monkeypatch: pytest.MonkeyPatch, *, full: bool, rtx: bool) -> None:
     ],
 )
 def test_the_backend_that_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, calls: list[tuple[str, Path, dict[str, object]]], backend: str, full: bool, rtx: bool, chosen: str
+    monkeypatch: pytest.MonkeyPatch, calls: list[tuple[str, Path, dict[str, Any]]], backend: str, full: bool, rtx: bool, chosen: str
 ) -> None:
     usable(monkeypatch, full=full, rtx=rtx)
     assert compile.compile_engine("a/model.onnx", backend=backend, batch=(1, 2, 3)) is BUILT
     ((name, out, options),) = calls
-    assert (name, out, options["batch"]) == (chosen, Path("a/model.plan"), (1, 2, 3))
+    assert (name, out, options["options"].batch) == (chosen, Path("a/model.plan"), (1, 2, 3))
 
 
 def test_without_a_backend_nothing_is_built_and_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:

@@ -29,7 +29,7 @@ def job(tmp_path: Path) -> Job:
         onnx_path=tmp_path / "model.onnx",
         plan_path=tmp_path / "model.plan",
         compute_capability="SM86",
-        batch=(1, 8, 32),
+        profile={"image": ((1, 4), (8, 4), (32, 4))},
     )
 
 
@@ -49,10 +49,13 @@ def test_a_build_returns_the_version_the_time_and_the_list_of_kernels(job: Job) 
     assert (built.version, built.seconds, built.layers_message) == ("1.2.3", 0.5, "Layers:\nName: x")
 
 
-def test_the_worker_gets_absolute_paths_the_target_and_the_batch(job: Job) -> None:
-    script = 'say("VERBOSE", "Layers:" + json.dumps([job[k] for k in ("onnx_path", "plan_path", "compute_capability", "batch")]))\n'
+def test_the_worker_gets_absolute_paths_the_target_and_the_profile(job: Job) -> None:
+    script = 'say("VERBOSE", "Layers:" + json.dumps([job[k] for k in ("onnx_path", "plan_path", "compute_capability", "profile")]))\n'
     built = run_worker(job, timeout_s=30, command=(sys.executable, "-c", START + script + "finish(built=True, seconds=0.5)"))
-    assert built.layers_message == f'Layers:["{job.onnx_path.resolve()}", "{job.plan_path.resolve()}", "SM86", [1, 8, 32]]'
+    assert (
+        built.layers_message
+        == f'Layers:["{job.onnx_path.resolve()}", "{job.plan_path.resolve()}", "SM86", {{"image": [[1, 4], [8, 4], [32, 4]]}}]'
+    )
 
 
 def test_a_crash_names_the_signal_and_the_node(job: Job) -> None:
@@ -74,7 +77,7 @@ def test_an_exit_code_comes_with_the_last_line_that_was_written(job: Job) -> Non
 
 def test_a_build_that_hangs_is_ended(job: Job) -> None:
     message = failure(job, 'say("VERBOSE", "Parsing node: stem [Conv]"); time.sleep(60)', timeout_s=1.5)
-    assert "not built after 1.5 s; the last node parsed is stem [Conv]; give it more time with timeout_s" in message
+    assert "not built after 1.5 s; the last node parsed is stem [Conv]; give it more time with timeout_s (--timeout)" in message
 
 
 def test_each_parser_error_names_its_node(job: Job) -> None:
