@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tfqat.engines.graph import ProductNode
-from tfqat.engines.kernels import Tensor
+from tfqat.engines.kernels import Kernel, Tensor
 from tfqat.engines.layer_log import parse_kernels
 from tfqat.engines.precisions import kernel_precisions
 from tfqat.engines.report import KernelPrecision
@@ -122,3 +122,40 @@ def test_nodes_of_one_name_get_the_kernels_of_that_name_in_order() -> None:
     message = LOG.replace("[ONNX Layer: upsample]", "[ONNX Layer: stem]")
     found = kernel_precisions(parse_kernels(message), [ProductNode(name="stem", op="Conv")] * 2)
     assert [(one.kernel, one.int8) for one in found] == [("stem_myl0_2 (correlation)", True), ("upsample_myl0_3 (deconv)", False)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "fused_with"),
+    [
+        ("stem", ("image/DQ", "stem/kernel/DQ")),
+        ("k", ("v", "image/DQ", "v/kernel/DQ", "k/kernel/DQ", "q", "q/kernel/DQ")),
+        ("block1_project", ("block1_add",)),
+        ("upsample", ()),
+    ],
+)
+def test_the_other_nodes_of_the_same_kernel(layer: str, fused_with: tuple[str, ...]) -> None:
+    assert precision(layer).fused_with == fused_with
+
+
+def test_the_kernels_beside_it_are_those_that_share_a_tensor() -> None:
+    found = precision("block1_depthwise")
+    assert (found.pointwise, found.reformats) == (("__myl_MulAddMaxMinMulMinMaxRounCastReshReplConcResh_myl0_5",), ())
+    assert precision("logits").pointwise == ("__myl_MulAdd_myl0_13",)
+    assert precision("context").pointwise == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer_type", "role"),
+    [
+        ("stem_myl0_2", "correlation", "product"),
+        ("__myl_CastMulFc_myl0_15", "runtime_fusion", "product"),
+        ("__myl_MulAdd_myl0_13", "kgen", "pointwise"),
+        ("__myl_MulMinMaxRounCast_myl0_1", "kgen", "pointwise"),
+        ("__myl_Tran_myl0_54", "kgen", "reformat"),
+        ("__myl_CastReshReplConcResh_myl0_5", "kgen", "reformat"),
+        ("Reformatting CopyNode for Input Tensor 0 to stem", "Reformat", "reformat"),
+        ("__mye716_0_myl0_0", "shape_call", "none"),
+    ],
+)
+def test_what_a_kernel_does(name: str, layer_type: str, role: str) -> None:
+    assert Kernel(name=name, layer_type=layer_type, inputs=(), constants=(), outputs=(), onnx_nodes=()).role == role

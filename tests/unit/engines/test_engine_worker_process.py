@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from tfqat.engines.worker_process import Job, run_worker
+from tfqat.engines.worker_process import Job, run_worker, timings_path
 from tfqat.errors import EngineError
 
 START = """
@@ -90,3 +92,29 @@ def test_each_parser_error_names_its_node(job: Job) -> None:
 def test_a_build_error_is_taken_from_the_log(job: Job) -> None:
     script = 'say("WARNING", "w"); say("ERROR", "FP32 GEMM\\nis not supported"); finish(built=False)'
     assert failure(job, script).endswith("the graph cannot be built: FP32 GEMM is not supported")
+
+
+def test_what_tensorrt_is_not_asked_for_is_said_as_it_is(job: Job) -> None:
+    assert failure(job, 'finish(built=False, refused="no timing cache here")') == (
+        "TensorRT for RTX on model.onnx for SM86: no timing cache here"
+    )
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_worker_gets_a_timing_cache_that_is_there_and_a_place_for_the_next(job: Job, tmp_path: Path, there: bool) -> None:
+    cache = tmp_path / "t.cache"
+    if there:
+        cache.write_bytes(b"")
+    script = 'say("VERBOSE", "Layers:" + json.dumps([job["timing_cache"], job["timing_cache_out"], job["fp16"]]))\n'
+    command = (sys.executable, "-c", START + script + "finish(built=True, seconds=0.5)")
+    built = run_worker(dataclasses.replace(job, timing_cache=cache, fp16=True), timeout_s=30, command=command)
+    assert json.loads(built.layers_message[7:]) == [
+        str(cache.resolve()) if there else None,
+        str(timings_path(job.plan_path).resolve()),
+        True,
+    ]
+
+
+def test_the_inspector_comes_back_with_the_result(job: Job) -> None:
+    command = (sys.executable, "-c", START + 'finish(built=True, seconds=0.5, inspector="{}")')
+    assert run_worker(job, timeout_s=30, command=command).inspector == "{}"
