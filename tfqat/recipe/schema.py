@@ -207,7 +207,7 @@ class CompileConfig(Block):
         default={}, description="Inputs with free axes other than the batch: {name: [min, opt, max]}, each a shape with the batch."
     )
     strict: bool = Field(default=False, description="End the run with an error if a layer that is quantized does not run Int8 x Int8.")
-    timeout_s: float = Field(default=600.0, gt=0, strict=False, description="The most time to build each engine in, in seconds.")
+    timeout_s: float = Field(default=600.0, gt=0, description="The most time to build each engine in, in seconds.")
 
 
 class Recipe(Block):
