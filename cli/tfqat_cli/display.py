@@ -204,7 +204,8 @@ def parity_table(parity: ParityReport) -> Table:
 def engine_table(report: EngineReport) -> Table:
     """Every convolution and matrix product with its precision, and the operations in the same kernel, a column per target."""
     table = Table(
-        title=f"Engine: {report.backend} {report.version}", caption="+ in the same kernel; beside it: kernels that feed or follow it"
+        title=f"Engine: {report.backend} {report.version}",
+        caption="+ in the same kernel; pointwise, reformat: kernels before and behind it",
     )
     table.add_column("layer", overflow="fold")
     table.add_column("operation")
@@ -217,12 +218,18 @@ def engine_table(report: EngineReport) -> Table:
     return table
 
 
+_Q_DQ = ("/Q", "/DQ", "_QuantizeLinear", "_DequantizeLinear")
+"""How tfqat and ONNX Runtime end the names of Q/DQ nodes."""
+
+
 def _kernel(layer: KernelPrecision) -> Text:
-    """`Int8 x Int8 + stem_relu`; the Q/DQ that every int8 kernel takes in are not said."""
+    """`Int8 x Int8 + stem_relu, 2 pointwise`; the Q/DQ that every int8 kernel takes in are not said."""
     types = " x ".join(layer.inputs) or "no kernel"
     shown = Text(types if layer.int8 else f"{types} (float product)", style="" if layer.int8 else "yellow")
     for name in layer.fused_with:
-        if not name.endswith(("/Q", "/DQ")):
+        if not name.endswith(_Q_DQ):
             shown.append(f" + {name}", style="dim")
-    beside = [f"{len(names)} {kind}" for kind, names in (("pointwise", layer.pointwise), ("reformat", layer.reformats)) if names]
-    return shown.append(f"; beside it {', '.join(beside)}" if beside else "", style="dim")
+    for kind, names in (("pointwise", layer.pointwise), ("reformat", layer.reformats)):
+        if names:
+            shown.append(f", {len(names)} {kind}", style="dim")
+    return shown

@@ -39,7 +39,10 @@ def _inferred(model: Any, sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple
     for value in sized.graph.output:  # a batch that is written here would contradict the one of the inputs
         value.type.tensor_type.ClearField("shape")
     del sized.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:  # a graph that TensorRT may still build; its shapes are not known then
+        graph = sized.graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         dims = value.type.tensor_type.shape.dim
