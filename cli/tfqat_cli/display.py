@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tfqat.analysis.result import Sensitivity
     from tfqat.calibration.result import Calibration
     from tfqat.engines.bench import Timing
-    from tfqat.engines.report import EngineReport
+    from tfqat.engines.report import EngineReport, KernelPrecision
     from tfqat.export.parity import ParityReport
     from tfqat.models.graph import ModelGraph
     from tfqat.placement.plan import Placement
@@ -202,17 +202,34 @@ def parity_table(parity: ParityReport) -> Table:
 
 
 def engine_table(report: EngineReport) -> Table:
-    """The precision of every convolution and matrix product, a column per target."""
-    table = Table(title=f"Engine: {report.backend} {report.version}")
-    table.add_column("layer")
+    """Every convolution and matrix product with its precision, and the operations in the same kernel, a column per target."""
+    table = Table(
+        title=f"Engine: {report.backend} {report.version}",
+        caption="+ in the same kernel; pointwise, reformat: kernels before and behind it",
+    )
+    table.add_column("layer", overflow="fold")
     table.add_column("operation")
     for target in report.targets:
-        table.add_column(target.target)
+        table.add_column(target.target, overflow="fold")
+    table.add_column("MACs", justify="right")
     for number, layer in enumerate(report.targets[0].layers):
         cells = [_kernel(target.layers[number]) for target in report.targets]
-        table.add_row(layer.keras_layer, layer.op, *cells)
+        table.add_row(layer.keras_layer, layer.op, *cells, "" if layer.macs is None else f"{layer.macs:,}")
     return table
 
 
-def _kernel(layer: Any) -> str:
-    return " x ".join(layer.inputs) if layer.int8 else f"[yellow]{' x '.join(layer.inputs)} (float product)[/yellow]"
+_Q_DQ = ("/Q", "/DQ", "_QuantizeLinear", "_DequantizeLinear")
+"""How tfqat and ONNX Runtime end the names of Q/DQ nodes."""
+
+
+def _kernel(layer: KernelPrecision) -> Text:
+    """`Int8 x Int8 + stem_relu, 2 pointwise`; the Q/DQ that every int8 kernel takes in are not said."""
+    types = " x ".join(layer.inputs) or "no kernel"
+    shown = Text(types if layer.int8 else f"{types} (float product)", style="" if layer.int8 else "yellow")
+    for name in layer.fused_with:
+        if not name.endswith(_Q_DQ):
+            shown.append(f" + {name}", style="dim")
+    for kind, names in (("pointwise", layer.pointwise), ("reformat", layer.reformats)):
+        if names:
+            shown.append(f", {len(names)} {kind}", style="dim")
+    return shown

@@ -275,14 +275,18 @@ def test_compile_prints_the_precision_of_every_layer(tiny_onnx: Path, tmp_path: 
     assert result.code == 0
     text = squeezed(result.out)
     for layer in ("stem", "depthwise", "project", "head", "logits"):
-        assert re.search(rf"{layer} \W?\s?(Conv|MatMul) \W?\s?Int8 x Int8", text), layer
-    assert "SM86: 5 of 5 convolutions and matrix products run Int8 x Int8" in text
-    assert [path.name for path in tmp_path.iterdir()] == ["net.sm86.plan"]
+        assert re.search(rf"{layer} \W?\s?(Conv|MatMul) \W?\s?Int8 x Int8, [12] pointwise", text), layer
+    said = (
+        r"SM86: 5 of 5 convolutions and matrix products run Int8 x Int8 \(100\.0% of multiply-accumulates\), 1\d kernels, 0 reformats, \d"
+    )
+    assert re.search(said, text)
+    assert "tensorrt_rtx --onnx=" in text and "--computeCapabilities=86" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.sm86.plan", "net.sm86.plan.json"]
 
 
 @needs_rtx
 def test_compile_as_json(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
-    result = tfqat_command("compile", tiny_onnx, "-o", tmp_path / "net.plan", "--target", "SM89", "--batch", 1, 2, 4, "--json")
+    result = tfqat_command("compile", tiny_onnx, "-o", tmp_path / "net.plan", "--target", "SM89", "--batch", 1, 2, 4, "--strict", "--json")
     assert result.code == 0
     report = json.loads(result.out)
     (target,) = report["targets"]
@@ -297,8 +301,19 @@ def test_compile_as_json(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callabl
         (("{tmp}/text.onnx",), "text.onnx is not "),
         (("{onnx}", "--backend", "tensorrtx"), "unknown backend 'tensorrtx'; expected one of auto, tensorrt, tensorrt_rtx; did you mean"),
         (("{onnx}", "--batch", "8", "1", "32"), "batch must be three whole numbers, 1 <= smallest <= optimal <= largest"),
+        (
+            ("{onnx}", "--shape", "image=1x28"),
+            "a shape has the form NAME=MIN:OPT:MAX, for example image=1x32x32x3:8x64x64x3:32x128x128x3; got",
+        ),
+        (("{onnx}", "--shape", "picture=1:2:3"), "a shape is given for 'picture', but the inputs of the graph are"),
+        (("{onnx}", "--shape", "i=1:2:3", "--shape", "i=1:2:3"), "--shape is given twice for 'i'"),
+        (("{onnx}", "--timeout", "0"), "timeout_s must be a number of seconds above 0; got 0.0"),
+        (("{onnx}", "--timing-cache", "{tmp}/no/t.cache"), "give a file in a folder that exists"),
     ],
-    ids=["missing", "no graph", "unknown backend", "batch out of order"],
+    ids=[
+        *("missing", "no graph", "unknown backend", "batch out of order"),
+        *("shape of another form", "shape of no input", "two shapes", "no time", "no folder for timings"),
+    ],
 )
 def test_compile_of_nothing_ends_with_2_and_writes_nothing(
     arguments: tuple[str, ...], message: str, tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Any]

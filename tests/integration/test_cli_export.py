@@ -65,4 +65,4 @@ def test_from_a_saved_model_to_an_engine(tiny_quantized: Any, tfqat_command: Cal
     result = tfqat_command("compile", tmp_path / "served", "-o", tmp_path / "model.plan", "--target", "SM86")
     assert result.code == 0, result.err
     assert "5 of 5 convolutions and matrix products run Int8 x Int8" in result.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.sm86.plan", "served"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.sm86.plan", "model.sm86.plan.json", "served"]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tfqat.engines import tensorrt_rtx
 from tfqat.engines.compile import compile_engine
+from tfqat.engines.options import BuildOptions
 from tfqat.engines.worker_process import Job, run_worker
 from tfqat.errors import EngineError
 
@@ -75,6 +82,33 @@ def network(project_scale_shape: tuple[int, ...] = ()) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def free_network() -> onnx.ModelProto:
+    """The same with a free height and width."""
+    model = network()
+    for axis, name in ((1, "H"), (2, "W")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    return model
+
+
+FLOAT = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 12, 12, 16] image) => (float[N, 16, 12, 12] relu_out) <float[16, 16, 3, 3] w, float[16] b>
+{
+   x = Transpose<perm=[0, 3, 1, 2]>(image)
+   conv_out = Conv<pads=[1, 1, 1, 1]>(x, w, b)
+   relu_out = Relu(conv_out)
+}"""
+
+
+def float_network() -> onnx.ModelProto:
+    """A transpose, a convolution and its ReLU, without Q/DQ."""
+    model = onnx.parser.parse_model(FLOAT)
+    for value in (("w", np.ones((16, 16, 3, 3), np.float32)), ("b", np.ones(16, np.float32))):
+        model.graph.initializer.append(numpy_helper.from_array(value[1], value[0]))
+    for node, name in zip(model.graph.node, ("nchw", "conv", "relu"), strict=True):
+        node.name = name
+    return model
+
+
 def saved(model: onnx.ModelProto, folder: Path) -> Path:
     onnx.save(model, str(folder / "model.onnx"))
     return folder / "model.onnx"
@@ -95,7 +129,121 @@ def test_every_quantized_layer_runs_int8_and_the_engines_are_written(tmp_path: P
     for target in report.targets:
         assert [(layer.keras_layer, layer.inputs) for layer in target.layers] == [(name, ("Int8", "Int8")) for name in LAYERS]
         assert Path(target.engine_path or "").stat().st_size == target.size_bytes > 10_000
-    assert sorted(path.name for path in (tmp_path / "engines").iterdir()) == ["net.sm86.plan", "net.sm89.plan"]
+    assert sorted(path.name for path in (tmp_path / "engines").iterdir()) == [
+        "net.sm86.plan",
+        "net.sm86.plan.json",
+        "net.sm89.plan",
+        "net.sm89.plan.json",
+    ]
+
+
+def test_the_report_of_an_engine(tmp_path: Path) -> None:
+    """3 x 3 x 1 x 16 multiply-accumulates for each of 6 x 6 places in the stem, and so on."""
+    source = saved(network(), tmp_path)
+    report = compile_engine(source, tmp_path / "net.plan", "tensorrt_rtx", compute_capabilities=["SM86"], batch=(1, 4, 16), strict=True)
+    (target,) = report.targets
+    macs = (9 * 16 * 36, 16 * 48 * 36, 9 * 48 * 36, 48 * 16 * 36, 16 * 10)
+    assert [(layer.macs, layer.quantized) for layer in target.layers] == [(number, True) for number in macs]
+    assert (target.kernels, target.reformats, target.int8_macs, target.unmet) == (11, 0, 1.0, ())
+    stem = target.layers[0]
+    assert (stem.fused_with, stem.reformats) == (("image/DQ", "stem/kernel/DQ"), ())
+    assert [name.rpartition("_myl")[0] for name in stem.pointwise] == [
+        "__myl_MulMinMaxRounCastReshReplConc",
+        "__myl_MulAddMaxMinMulMinMaxRounCast",
+    ]
+    assert report.message == (
+        "SM86: 5 of 5 convolutions and matrix products run Int8 x Int8 (100.0% of multiply-accumulates), 11 kernels, 0 reformats, "
+        f"{target.size_bytes / 1e6:.1f} MB"
+    )
+    assert report.commands == (
+        f"tensorrt_rtx --onnx={source} --saveEngine={tmp_path / 'net.sm86.plan'} --computeCapabilities=86 "
+        "--minShapes=image:1x12x12x1 --optShapes=image:4x12x12x1 --maxShapes=image:16x12x12x1 --skipInference",
+    )
+
+
+def test_what_a_float_convolution_is_fused_with_and_the_reformat_before_it(tmp_path: Path) -> None:
+    report = tensorrt_rtx.build(saved(float_network(), tmp_path), tmp_path / "net.plan", compute_capabilities=["SM86"])
+    (target,) = report.targets
+    (conv,) = target.layers
+    assert (conv.fused_with, conv.quantized, conv.int8, conv.macs) == (("relu",), False, False, 9 * 16 * 16 * 144)
+    assert [name.rpartition("_myl")[0] for name in conv.reformats] == ["__myl_Tran", "__myl_Tran"]
+    assert (target.kernels, target.reformats, target.int8_macs) == (3, 2, 0.0)
+    tensorrt_rtx.build(
+        saved(float_network(), tmp_path), tmp_path / "net.plan", compute_capabilities=["SM86"], options=BuildOptions(strict=True)
+    )  # nothing is quantized, so nothing is amiss
+
+
+def test_the_metadata_beside_an_engine(tmp_path: Path) -> None:
+    model = network()
+    onnx.helper.set_model_props(model, {"tfqat.recipe_hash": "81124497fc06", "other": "x"})
+    source = saved(model, tmp_path)
+    report = tensorrt_rtx.build(source, tmp_path / "net.plan", compute_capabilities=["SM89"])
+    found = json.loads((tmp_path / "net.sm89.plan.json").read_text())
+    sha256 = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (source, tmp_path / "net.sm89.plan")}
+    assert found["onnx"] == {"file": "model.onnx", "sha256": sha256[source], "metadata": {"tfqat.recipe_hash": "81124497fc06"}}
+    assert found["engine"]["sha256"] == sha256[tmp_path / "net.sm89.plan"]
+    assert (found["backend"], found["version"], found["target"], found["gpu"]) == ("tensorrt_rtx", report.version, "SM89", None)
+    assert found["profile"] == {"image": [[1, 12, 12, 1], [8, 12, 12, 1], [32, 12, 12, 1]]}
+    assert found["seconds"] == report.targets[0].seconds
+
+
+def test_a_strict_build_leaves_nothing_if_a_quantized_product_is_float(tmp_path: Path) -> None:
+    source = saved(network(project_scale_shape=(1,)), tmp_path)
+    with pytest.raises(
+        EngineError, match=r"strict: 1 of 5 products that model\.onnx quantizes .* for SM86: project \(Float x Float x Float\)"
+    ):
+        compile_engine(source, tmp_path / "new" / "net.plan", "tensorrt_rtx", strict=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_free_height_and_width(tmp_path: Path) -> None:
+    source = saved(free_network(), tmp_path)
+    with pytest.raises(EngineError, match=r"no fixed size on axis 1, 2: .* --shape image=1x32x32x1:8x64x64x1:32x128x128x1 "):
+        compile_engine(source, tmp_path / "net.plan", "tensorrt_rtx")
+    shapes = {"image": ((1, 12, 12, 1), (4, 32, 24, 1), (8, 64, 64, 1))}
+    report = compile_engine(source, tmp_path / "net.plan", "tensorrt_rtx", compute_capabilities=["SM86"], shapes=shapes, strict=True)
+    assert report.targets[0].layers[0].macs == 9 * 16 * 16 * 12  # at batch 1, 32 x 24
+    assert json.loads((tmp_path / "net.sm86.plan.json").read_text())["profile"]["image"][2] == [8, 64, 64, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout_s": 0.05}, r"for SM86: not built after 0\.05 s.*; give it more time with timeout_s \(--timeout\)"),
+        ({"timing_cache": "t.cache"}, r"TensorRT for RTX times nothing while it builds, so it has no timing cache"),
+        ({"fp16": True}, r"fp16 is for TensorRT 8: this one takes float types from the graph"),
+    ],
+)
+def test_options_that_end_a_build_leave_nothing(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    if "timing_cache" in options:
+        options = {"timing_cache": tmp_path / options["timing_cache"]}
+    source = saved(network(), tmp_path)
+    with pytest.raises(EngineError, match=message):
+        compile_engine(source, tmp_path / "new" / "net.plan", "tensorrt_rtx", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+FULL_DISK = """
+import resource, sys
+from tfqat.engines.compile import compile_engine
+from tfqat.engines.options import BuildOptions
+from tfqat.errors import EngineError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+try:
+    compile_engine(sys.argv[2], sys.argv[3], "tensorrt_rtx")
+except EngineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [200_000, 4_000], ids=["the engine", "the log"])
+def test_a_full_disk_is_said_to_be_one_and_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    arguments = [str(limit), str(saved(network(), tmp_path)), str(tmp_path / "new" / "net.plan")]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True, check=False)
+    said = "for SM86: a file of the build cannot be read or written: [Errno 27] File too large"
+    assert said in done.stdout, done.stdout + done.stderr[-2000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_an_activation_scale_that_is_not_scalar_leaves_its_layer_float(tmp_path: Path) -> None:
@@ -148,7 +296,7 @@ def test_a_graph_that_crashes_tensorrt_is_an_error(tmp_path: Path) -> None:
         onnx_path=saved(model, tmp_path),
         plan_path=tmp_path / "net.plan",
         compute_capability="SM86",
-        batch=(1, 8, 32),
+        profile={"image": ((1, 12, 12, 1), (8, 12, 12, 1), (32, 12, 12, 1))},
     )
     with pytest.raises(EngineError, match=r"for SM86: the build crashed with signal SIG[A-Z]+; the last node parsed is "):
         run_worker(job, timeout_s=60)

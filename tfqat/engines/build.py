@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfqat.engines.graph import ProductNode, check_batch, read_products
-from tfqat.engines.layer_log import kernel_precisions
+from tfqat import files
+from tfqat.engines.commands import command_lines
+from tfqat.engines.graph import ProductNode, SourceGraph, read_graph
+from tfqat.engines.inspector import parse_inspector
+from tfqat.engines.layer_log import parse_kernels
+from tfqat.engines.metadata import engine_metadata, metadata_path
+from tfqat.engines.options import BuildOptions
+from tfqat.engines.precisions import int8_share, kernel_precisions
+from tfqat.engines.profile import Profile, check_batch, check_shapes, profile_of
 from tfqat.engines.report import EngineReport, TargetReport
-from tfqat.engines.worker_process import Built, Job, run_worker
-from tfqat.errors import EngineError
+from tfqat.engines.worker_process import Built, Job, run_worker, timings_path
+from tfqat.errors import EngineError, RunDirectoryError
 
-DEFAULT_BATCH = (1, 8, 32)
-DEFAULT_TIMEOUT_S = 600.0
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 
 
@@ -25,6 +32,15 @@ class Backend:
     name: str
     title: str
     module: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """An engine in the making: its target, where its bytes are until all engines are built, and where they go."""
+
+    target: str | None
+    plan: Path
+    path: Path
 
 
 def plan_path(out: Path, compute_capability: str | None) -> Path:
@@ -38,63 +54,139 @@ def plan_path(out: Path, compute_capability: str | None) -> Path:
     return out.with_name(out.name.removesuffix(suffix) + target + (suffix or ".plan"))
 
 
+def read_source(onnx_path: Path, options: BuildOptions) -> tuple[SourceGraph, Profile]:
+    """A checked graph and the profile of its inputs; an EngineError if either cannot be had."""
+    graph = read_graph(onnx_path)
+    return graph, profile_of(graph.inputs, check_batch(options.batch), check_shapes(options.shapes))
+
+
 def build_engines(
-    backend: Backend, onnx_path: Path, out: Path, targets: Sequence[str | None], *, batch: Sequence[int], timeout_s: float
+    backend: Backend, onnx_path: Path, out: Path, targets: Sequence[str | None], options: BuildOptions, *, gpu: str | None = None
 ) -> EngineReport:
     """Builds an engine for each target, each in a process of its own, and moves all of them into place when the last is done.
+
+    Beside each engine goes its metadata. Nothing is written before all is built.
 
     Args:
         backend: The TensorRT to build with.
         onnx_path: A Q/DQ model.
         out: The path that `plan_path` names the engines after; its folder is made if it is missing.
         targets: Compute capabilities; None is the GPU of this machine.
-        batch: The smallest, optimal and largest batch of the inputs whose first axis is dynamic.
-        timeout_s: For each engine.
+        options: Everything else.
+        gpu: The name of the GPU of this machine, for the metadata.
 
     Raises:
-        EngineError: The model cannot be read or built, or the engines cannot be written; no engine is written then.
+        EngineError: The model cannot be read or built, the build is strict and a quantized product is float, or the engines cannot
+            be written; no engine is written then.
     """
-    nodes, sizes = read_products(onnx_path), check_batch(batch)
+    graph, profile = read_source(onnx_path, options)
     paths = [plan_path(out, target) for target in targets]
-    folders = [path for path in paths if path.is_dir()]
+    folders = [one for path in paths for one in (path, metadata_path(path)) if one.is_dir()]
     if folders:
         raise EngineError(f"an engine cannot be written to {folders[0]}: it is a folder")
-    reports, version = [], ""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            plans = [Path(folder, path.name) for path in paths]
-            for target, plan, path in zip(targets, plans, paths, strict=True):
-                built = run_worker(_job(backend, onnx_path, plan, target, sizes), timeout_s=timeout_s)
-                reports.append(_target_report(target, plan, path, built, nodes))
-                version = built.version
-            for plan, path in zip(plans, paths, strict=True):
-                plan.replace(path)
-    except OSError as error:
+        with _made(out.parent), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            places = [_Place(target=target, plan=Path(folder, path.name), path=path) for target, path in zip(targets, paths, strict=True)]
+            report = _report(backend, graph, profile, places, options, gpu)
+            _put_in_place(places, options.timing_cache)
+    except (OSError, RunDirectoryError) as error:
         raise EngineError(f"an engine cannot be written to {out.parent}: {error}") from error
-    return EngineReport(backend=backend.name, version=version, status="built", message=_summary(reports), targets=tuple(reports))
+    return report
 
 
-def _job(backend: Backend, onnx_path: Path, plan: Path, target: str | None, batch: tuple[int, int, int]) -> Job:
-    return Job(title=backend.title, module=backend.module, onnx_path=onnx_path, plan_path=plan, compute_capability=target, batch=batch)
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder that is there in the block, and that is not left behind if it was made for a build that failed."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for one in made:
+                one.rmdir()
+        raise
 
 
-def _target_report(target: str | None, plan: Path, path: Path, built: Built, nodes: tuple[ProductNode, ...]) -> TargetReport:
+def _report(
+    backend: Backend, graph: SourceGraph, profile: Profile, places: Sequence[_Place], options: BuildOptions, gpu: str | None
+) -> EngineReport:
+    products = graph.counted(profile)
+    reports: list[TargetReport] = []
+    commands: list[str] = []
+    version = ""
+    for place in places:
+        built = run_worker(_job(backend, graph, profile, place, options), timeout_s=options.timeout_s)
+        version = built.version
+        reports.append(target_report(place.target, place.path, place.plan.stat().st_size, built, products))
+        if options.strict:
+            check_strict(reports[-1], graph.path)
+        metadata = engine_metadata(graph, place.plan, reports[-1], profile, backend=backend.name, version=version, gpu=gpu)
+        metadata_path(place.plan).write_text(json.dumps(metadata, indent=1) + "\n")
+        commands += command_lines(
+            version,
+            graph.path,
+            place.path,
+            compute_capability=place.target,
+            profile=profile,
+            fp16=options.fp16,
+            timing_cache=options.timing_cache,
+        )
+    message = "; ".join(one.summary() for one in reports)
+    return EngineReport(
+        backend=backend.name, version=version, status="built", message=message, targets=tuple(reports), commands=tuple(commands)
+    )
+
+
+def target_report(target: str | None, path: Path, size_bytes: int, built: Built, products: Sequence[ProductNode]) -> TargetReport:
+    """What a build says of one engine: by the engine inspector if it could look into it, else by the build log."""
+    kernels = parse_inspector(built.inspector) or parse_kernels(built.layers_message)
+    layers = kernel_precisions(kernels, products) if kernels else ()
     return TargetReport(
         target=target or "this machine's GPU",
         seconds=round(built.seconds, 3),
         engine_path=str(path),
-        size_bytes=plan.stat().st_size,
-        layers=kernel_precisions(built.layers_message, nodes) if built.layers_message else (),
+        size_bytes=size_bytes,
+        layers=layers,
+        kernels=sum(kernel.role != "none" for kernel in kernels) if kernels else None,
+        reformats=sum(kernel.role == "reformat" for kernel in kernels) if kernels else None,
+        int8_macs=int8_share(layers),
     )
 
 
-def _summary(targets: Sequence[TargetReport]) -> str:
-    """One line: `SM86: 6 of 6 convolutions and matrix products run Int8 x Int8; SM89: ...`."""
-    return "; ".join(
-        f"{target.target}: {sum(layer.int8 for layer in target.layers)} of {len(target.layers)} convolutions and matrix products "
-        "run Int8 x Int8"
-        if target.layers
-        else f"{target.target}: built, but the build did not report the precision of its kernels"
-        for target in targets
+def check_strict(target: TargetReport, onnx_path: Path) -> None:
+    """Raise an EngineError if a product that the graph quantizes does not run Int8 x Int8, or if that cannot be told."""
+    if not target.layers:
+        raise EngineError(
+            f"strict: the build for {target.target} did not report the precision of its kernels, so Int8 x Int8 is not shown; "
+            "leave strict out to keep the engine"
+        )
+    if target.unmet:
+        found = ", ".join(f"{layer.keras_layer} ({' x '.join(layer.inputs) or 'no kernel of its own'})" for layer in target.unmet)
+        raise EngineError(
+            f"strict: {len(target.unmet)} of {sum(layer.quantized is True for layer in target.layers)} products that {onnx_path.name} "
+            f"quantizes do not run as such for {target.target}: {found}; expected Int8 x Int8. `tfqat lint {onnx_path}` says what TensorRT "
+            "would not fuse; leave strict out to keep the engine"
+        )
+
+
+def _job(backend: Backend, graph: SourceGraph, profile: Profile, place: _Place, options: BuildOptions) -> Job:
+    return Job(
+        title=backend.title,
+        module=backend.module,
+        onnx_path=graph.path,
+        plan_path=place.plan,
+        compute_capability=place.target,
+        profile=profile,
+        fp16=options.fp16,
+        timing_cache=options.timing_cache,
     )
+
+
+def _put_in_place(places: Sequence[_Place], timing_cache: Path | None) -> None:
+    for place in places:
+        if timing_cache is not None:
+            files.write_bytes(timing_cache, timings_path(place.plan).read_bytes())
+    for place in places:
+        metadata_path(place.plan).replace(metadata_path(place.path))
+        place.plan.replace(place.path)

@@ -1,45 +1,70 @@
-"""What an engine build needs to know of an ONNX file: that it is valid, its matrix products, and which inputs have a dynamic batch."""
+"""What an engine build needs to know of an ONNX file: that it is valid, its inputs, its products and which have Q/DQ, its metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tfqat.engines.macs import multiply_accumulates
+from tfqat.engines.profile import GraphInput, Profile
 from tfqat.errors import EngineError
 
 PRODUCT_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+METADATA = "tfqat."
+"""What the keys of the metadata begin with that tfqat writes into a graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProductNode:
-    """A Conv, ConvTranspose, MatMul or Gemm node; its name is the name of the Keras layer."""
+    """A Conv, ConvTranspose, MatMul or Gemm node; its name is the name of the Keras layer.
+
+    `quantized` says whether both operands come from Q/DQ; `macs` is its number of multiply-accumulates, None until it is counted or
+    if the graph does not tell.
+    """
 
     name: str
     op: str
+    quantized: bool = False
+    macs: int | None = None
 
 
-def read_products(onnx_path: Path) -> tuple[ProductNode, ...]:
-    """Checks an ONNX file and lists its matrix products in the order of the graph.
+@dataclass(frozen=True, kw_only=True)
+class SourceGraph:
+    """A checked ONNX file. `model` is its ModelProto without the data that is stored in other files."""
+
+    path: Path
+    model: Any
+    sha256: str
+    inputs: tuple[GraphInput, ...]
+    products: tuple[ProductNode, ...]
+    metadata: Mapping[str, str]
+
+    def counted(self, profile: Profile) -> tuple[ProductNode, ...]:
+        """The products with their multiply-accumulates at batch 1 and the optimal sizes of the profile."""
+        sizes = {one.name: _sizes(one, profile) for one in self.inputs}
+        counts = multiply_accumulates(self.model, sizes, PRODUCT_OPS)
+        return tuple(replace(node, macs=macs) for node, macs in zip(self.products, counts, strict=True))
+
+
+def read_graph(onnx_path: Path) -> SourceGraph:
+    """Checks and reads an ONNX file; its products are in the order of the graph.
 
     Raises:
-        EngineError: The file is missing, is not ONNX, breaks a rule of ONNX, or has an input with a dynamic axis other than the first.
+        EngineError: The file is missing, is not ONNX, or breaks a rule of ONNX.
     """
     model = _load(onnx_path)
     initializers = {initializer.name for initializer in model.graph.initializer}
-    for value in model.graph.input:
-        if value.name not in initializers:
-            _check_axes(value, onnx_path)
-    return tuple(ProductNode(name=_node_name(node), op=node.op_type) for node in model.graph.node if node.op_type in PRODUCT_OPS)
-
-
-def check_batch(batch: Sequence[int]) -> tuple[int, int, int]:
-    """The batch sizes (smallest, optimal, largest) of an optimization profile, or an EngineError if they are not in that order."""
-    sizes = tuple(batch) if isinstance(batch, Sequence) else ()
-    if len(sizes) != 3 or any(type(size) is not int for size in sizes) or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise EngineError(f"batch must be three whole numbers, 1 <= smallest <= optimal <= largest, for example (1, 8, 32); got {batch!r}")
-    return sizes
+    return SourceGraph(
+        path=onnx_path,
+        model=model,
+        sha256=hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
+        inputs=tuple(_input(value) for value in model.graph.input if value.name not in initializers),
+        products=_products(model),
+        metadata={entry.key: entry.value for entry in model.metadata_props if entry.key.startswith(METADATA)},
+    )
 
 
 def _load(path: Path) -> Any:
@@ -59,19 +84,28 @@ def _load(path: Path) -> Any:
     return model
 
 
-def _check_axes(value: Any, path: Path) -> None:
+def _products(model: Any) -> tuple[ProductNode, ...]:
+    import onnx_ir as ir
+
+    from tfqat.placement.lint_graph import QdqGraph, label
+
+    read = ir.from_proto(model)
+    graph = QdqGraph(read)
+    return tuple(
+        ProductNode(name=label(node), op=node.op_type, quantized=graph.is_quantized(node, 0) and graph.is_quantized(node, 1))
+        for node in read.graph
+        if node.op_type in PRODUCT_OPS
+    )
+
+
+def _input(value: Any) -> GraphInput:
     dims = value.type.tensor_type.shape.dim
-    dynamic = [axis for axis, dim in enumerate(dims) if axis > 0 and dim.dim_value <= 0]
-    if dynamic:
-        raise EngineError(
-            f"{path}: input {value.name!r} has no fixed size on axis {', '.join(map(str, dynamic))}; "
-            "an engine is built for a dynamic first axis (the batch) only: export the model with a fixed input shape"
-        )
+    return GraphInput(name=value.name, dims=tuple(dim.dim_value if dim.dim_value > 0 else None for dim in dims))
 
 
-def _node_name(node: Any) -> str:
-    """The node's name; TensorRT's parser calls a node without one `node_of_<its first output>`."""
-    return str(node.name or f"node_of_{node.output[0]}")
+def _sizes(given: GraphInput, profile: Profile) -> tuple[int, ...]:
+    optimal = profile[given.name][1] if given.name in profile else tuple(size or 1 for size in given.dims)
+    return tuple(1 if axis == 0 and given.dims[0] is None else size for axis, size in enumerate(optimal))
 
 
 def _one_line(error: Exception) -> str:

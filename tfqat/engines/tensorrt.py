@@ -1,9 +1,8 @@
-"""The full TensorRT 10 or 11: builds an engine for the GPU of this machine. Not run by tfqat's own tests: see below.
+"""The full TensorRT 8.6, 10 or 11: builds an engine for the GPU of this machine. Not run by tfqat's own tests: see below.
 
 The package comes from NVIDIA's index and needs an NVIDIA GPU to build, neither of which tfqat's tests have, so this adapter has
-never been run. It is kept thin for that reason: it starts the same worker as TensorRT for RTX, which uses only what both packages
-document (strongly typed network, ONNX parser, optimization profile, serialized network). The precision of each kernel is reported
-if this TensorRT logs its kernels in the same form, and is left out of the report if it does not.
+never been run. It is kept thin for that reason: it starts the same worker as TensorRT for RTX, and what differs between the versions
+is in `tensorrt_api`, which is tested against the recorded API of each. The precision of each kernel is what the engine inspector says.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import importlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from tfqat.engines.build import DEFAULT_BATCH, DEFAULT_TIMEOUT_S, Backend, build_engines
+from tfqat.engines.build import Backend, build_engines
+from tfqat.engines.options import BuildOptions
 from tfqat.engines.report import EngineReport
 from tfqat.errors import EngineError
 
@@ -33,24 +32,35 @@ def is_available() -> tuple[bool, str]:
 
 def gpu_visible() -> bool:
     """Whether the CUDA driver is installed and finds a GPU."""
+    driver = _driver()
+    count = ctypes.c_int(0)
+    return driver is not None and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def gpu_name() -> str | None:
+    """The name of the first GPU, such as `NVIDIA A10`; None if there is none."""
+    driver = _driver()
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, len(name), device):
+        return None
+    return name.value.decode(errors="replace")
+
+
+def _driver() -> ctypes.CDLL | None:
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+        return None
+    return driver if driver.cuInit(0) == 0 else None
 
 
-def build(
-    onnx_path: Path | str, out: Path | str, *, batch: Sequence[int] = DEFAULT_BATCH, timeout_s: float = DEFAULT_TIMEOUT_S
-) -> EngineReport:
+def build(onnx_path: Path | str, out: Path | str, *, options: BuildOptions | None = None) -> EngineReport:
     """Builds `out` for the GPU of this machine.
 
     Args:
         onnx_path: A Q/DQ model.
         out: The engine's path; a name without an engine's suffix gets `.plan`.
-        batch: The smallest, optimal and largest batch, for inputs whose first axis is dynamic.
-        timeout_s: In seconds.
+        options: The batch, the shapes, and everything else.
 
     Raises:
         EngineError: TensorRT or the GPU is missing, an argument or the model is wrong, or the build fails.
@@ -58,4 +68,4 @@ def build(
     available, detail = is_available()
     if not available:
         raise EngineError(detail)
-    return build_engines(FULL, Path(onnx_path), Path(out), (None,), batch=batch, timeout_s=timeout_s)
+    return build_engines(FULL, Path(onnx_path), Path(out), (None,), options or BuildOptions(), gpu=gpu_name())

@@ -10,7 +10,8 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfqat.engines.build import DEFAULT_BATCH, DEFAULT_TIMEOUT_S, Backend, build_engines
+from tfqat.engines.build import Backend, build_engines
+from tfqat.engines.options import BuildOptions
 from tfqat.engines.report import EngineReport
 from tfqat.errors import EngineError, nearest
 
@@ -33,8 +34,7 @@ def build(
     out: Path | str,
     *,
     compute_capabilities: Sequence[str] = DEFAULT_COMPUTE_CAPABILITIES,
-    batch: Sequence[int] = DEFAULT_BATCH,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
+    options: BuildOptions | None = None,
 ) -> EngineReport:
     """Builds one engine for each GPU generation and reports the precision of every convolution and matrix product.
 
@@ -42,8 +42,7 @@ def build(
         onnx_path: A Q/DQ model.
         out: `model.plan` makes `model.sm86.plan`, `model.sm89.plan`.
         compute_capabilities: Names such as SM86; `COMPUTE_CAPABILITIES` has all of them.
-        batch: The smallest, optimal and largest batch, for inputs whose first axis is dynamic.
-        timeout_s: For each engine, in seconds.
+        options: The batch, the shapes, and everything else; there is no timing cache and no choice of float types.
 
     Raises:
         EngineError: The bindings are missing, an argument or the model is wrong, or a build fails; no engine is written then.
@@ -51,7 +50,7 @@ def build(
     available, detail = is_available()
     if not available:
         raise EngineError(detail)
-    return build_engines(RTX, Path(onnx_path), Path(out), _targets(compute_capabilities), batch=batch, timeout_s=timeout_s)
+    return build_engines(RTX, Path(onnx_path), Path(out), _targets(compute_capabilities), options or BuildOptions())
 
 
 def _targets(names: Sequence[str]) -> tuple[str, ...]:

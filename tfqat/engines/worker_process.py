@@ -9,27 +9,33 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tfqat.engines.layer_log import MARK
-from tfqat.engines.tensorrt_rtx_worker import PARSING
+from tfqat.engines.profile import Profile
+from tfqat.engines.worker import PARSING
 from tfqat.errors import EngineError
 
-WORKER = (sys.executable, "-m", "tfqat.engines.tensorrt_rtx_worker")
+WORKER = (sys.executable, "-m", "tfqat.engines.worker")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One engine to build. `title` is the backend's name for messages, `module` the Python module that has its bindings."""
+    """One engine to build. `title` is the backend's name for messages, `module` the Python module that has its bindings.
+
+    With a `timing_cache` the worker leaves its successor at `timings_path(plan_path)`.
+    """
 
     title: str
     module: str
     onnx_path: Path
     plan_path: Path
     compute_capability: str | None
-    batch: tuple[int, int, int]
+    profile: Profile = field(default_factory=dict)
+    fp16: bool = False
+    timing_cache: Path | None = None
 
     @property
     def subject(self) -> str:
@@ -39,11 +45,15 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A build that succeeded: the plan is at the job's `plan_path`. `layers_message` is empty if the log has no list of kernels."""
+    """A build that succeeded: the plan is at the job's `plan_path`.
+
+    `layers_message` is the log's list of kernels and `inspector` the engine inspector's; each is empty if there is none.
+    """
 
     version: str
     seconds: float
     layers_message: str
+    inspector: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +65,17 @@ class _Log:
     layers: str
 
 
+def timings_path(plan_path: Path) -> Path:
+    """Where the worker leaves the timing cache of a build."""
+    return plan_path.with_name(plan_path.name + ".timings")
+
+
 def run_worker(job: Job, *, timeout_s: float, command: Sequence[str] = WORKER) -> Built:
     """Builds one engine in a new process.
 
     Raises:
         EngineError: The process crashed (with the signal and the node it was parsing), did not finish in `timeout_s` seconds, or
-            TensorRT refused the graph (with the node and the message of each parser error).
+            TensorRT refused the graph (with the node and the message of each parser error) or an option, or a file cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="tfqat-engine-") as name:
         folder = Path(name)
@@ -71,7 +86,9 @@ def run_worker(job: Job, *, timeout_s: float, command: Sequence[str] = WORKER) -
             )
         except subprocess.TimeoutExpired:
             said = _said(_read_log(folder / "log.jsonl"))
-            raise EngineError(f"{job.subject}: not built after {timeout_s:g} s{said}; give it more time with timeout_s") from None
+            raise EngineError(
+                f"{job.subject}: not built after {timeout_s:g} s{said}; give it more time with timeout_s (--timeout)"
+            ) from None
         log = _read_log(folder / "log.jsonl")
         if process.returncode != 0:
             raise EngineError(f"{job.subject}: the build {_death(process.returncode)}{_said(log)}{_tail(process.stderr)}")
@@ -79,10 +96,12 @@ def run_worker(job: Job, *, timeout_s: float, command: Sequence[str] = WORKER) -
 
 
 def _outcome(job: Job, result: dict[str, Any], log: _Log) -> Built:
+    if result.get("refused"):
+        raise EngineError(f"{job.subject}: {result['refused']}")
     if not result["built"]:
         messages = [_parser_message(**error) for error in result["errors"]] or list(log.errors) or ["no reason given"]
         raise EngineError(f"{job.subject}: the graph cannot be built: " + "; ".join(messages))
-    return Built(version=result["version"], seconds=result["seconds"], layers_message=log.layers)
+    return Built(version=result["version"], seconds=result["seconds"], layers_message=log.layers, inspector=result.get("inspector", ""))
 
 
 def _job_file(job: Job, folder: Path) -> dict[str, object]:
@@ -91,7 +110,10 @@ def _job_file(job: Job, folder: Path) -> dict[str, object]:
         "onnx_path": str(job.onnx_path.resolve()),
         "plan_path": str(job.plan_path.resolve()),
         "compute_capability": job.compute_capability,
-        "batch": list(job.batch),
+        "profile": {name: [list(shape) for shape in shapes] for name, shapes in job.profile.items()},
+        "fp16": job.fp16,
+        "timing_cache": str(job.timing_cache.resolve()) if job.timing_cache is not None and job.timing_cache.exists() else None,
+        "timing_cache_out": str(timings_path(job.plan_path).resolve()) if job.timing_cache is not None else None,
         "log_path": str(folder / "log.jsonl"),
         "result_path": str(folder / "result.json"),
     }

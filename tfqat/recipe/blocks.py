@@ -26,6 +26,16 @@ def _is_batch_profile(value: Any) -> Any:
     return value
 
 
+def _is_shape_profile(value: Any) -> Any:
+    shapes = [list(shape) if isinstance(shape, list | tuple) else [] for shape in value] if isinstance(value, list | tuple) else []
+    whole = all(type(size) is int and size >= 1 for shape in shapes for size in shape)
+    if len(shapes) != 3 or not whole or not shapes[0] or len({len(shape) for shape in shapes}) != 1:
+        raise ValueError("three shapes of one rank, [min, opt, max], each a list of whole numbers from 1")
+    if any(list(sizes) != sorted(sizes) for sizes in zip(*shapes, strict=True)):
+        raise ValueError("three shapes that ascend on every axis, [min, opt, max]")
+    return value
+
+
 def _is_calibrator(value: str) -> str:
     try:
         Calibrator.parse(value)
@@ -38,6 +48,8 @@ def _is_calibrator(value: str) -> str:
 Items = Annotated[tuple[_T, ...], Field(strict=False)]
 Reference = Annotated[str, AfterValidator(_is_reference), Field(json_schema_extra={"pattern": REFERENCE})]
 BatchProfile = Annotated[tuple[int, int, int], BeforeValidator(_is_batch_profile), Field(strict=False)]
+_Shape = Annotated[tuple[int, ...], Field(strict=False)]
+ShapeProfile = Annotated[tuple[_Shape, _Shape, _Shape], BeforeValidator(_is_shape_profile), Field(strict=False)]
 Text = Annotated[str, Field(min_length=1)]
 CalibratorText = Annotated[str, AfterValidator(_is_calibrator)]
 

@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from tfqat.form import Form, Target
-from tfqat.recipe.blocks import REFERENCE, BatchProfile, Block, CalibratorText, Items, Reference, Text
+from tfqat.recipe.blocks import REFERENCE, BatchProfile, Block, CalibratorText, Items, Reference, ShapeProfile, Text
 from tfqat.recipe.distribution import DistributionConfig
 from tfqat.recipe.export import ExportConfig
 from tfqat.recipe.qat import QatConfig
@@ -205,6 +205,11 @@ class CompileConfig(Block):
     compute_capabilities: Items[Annotated[str, Field(pattern=r"^SM\d{2,3}$")]] = Field(
         default=("SM86", "SM89"), min_length=1, description="GPUs that TensorRT for RTX builds for, e.g. SM86 (Ampere), SM89 (Ada)."
     )
+    shapes: dict[str, ShapeProfile] = Field(
+        default={}, description="Inputs with free axes other than the batch: {name: [min, opt, max]}, each a shape with the batch."
+    )
+    strict: bool = Field(default=False, description="End the run with an error if a layer that is quantized does not run Int8 x Int8.")
+    timeout_s: float = Field(default=600.0, gt=0, description="The most time to build each engine in, in seconds.")
 
 
 class Recipe(Block):

@@ -1,4 +1,4 @@
-"""From the graph to an engine, if the recipe wants one and a backend is there; a failed build does not cost the run."""
+"""From the graph to an engine, if the recipe wants one and a backend is there; a failed build costs the run only if it is strict."""
 
 from __future__ import annotations
 
@@ -42,8 +42,13 @@ def _compile(run: Run, export: ExportReport) -> EngineReport:
             settings.backend,
             compute_capabilities=settings.compute_capabilities,
             batch=settings.batch,
+            shapes=settings.shapes,
+            strict=settings.strict,
+            timeout_s=settings.timeout_s,
         )
     except EngineError as error:  # the graph is good and proven; a failed build must not cost the user the run
+        if settings.strict:
+            raise
         run.warn(f"the engine could not be built: {error}")
         return _no_engine(str(error))
 

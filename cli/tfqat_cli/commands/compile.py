@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,16 @@ def compile_model(
         list[str] | None, typer.Option("--target", help="A compute capability, such as SM86; repeatable. Default: SM86, SM89.")
     ] = None,
     batch: Annotated[tuple[int, int, int], typer.Option("--batch", help="Smallest, optimal and largest batch size.")] = (1, 8, 32),
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="An input with other free axes: NAME=MIN:OPT:MAX, each like 1x32x32x3; repeatable.", metavar="TEXT"),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="An error if a product with Q/DQ does not run Int8 x Int8.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="The most seconds for each engine.")] = 600.0,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", help="A file to keep TensorRT's timings in; TensorRT for RTX has none.")
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Let TensorRT 8 run what is float in half precision.")] = False,
     unsafe: Unsafe = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -29,13 +40,25 @@ def compile_model(
     from tfqat.engines.compile import compile_engine
     from tfqat_cli import display
 
+    shapes, temporary = _shapes(shape or ()), onnx.is_dir()
     with tempfile.TemporaryDirectory() as folder:
-        if onnx.is_dir():  # by way of its graph
+        if temporary:  # by way of its graph
             from tfqat.export_run import export_source
 
             out = out or onnx.with_suffix(".plan")
             onnx = export_source(onnx, Path(folder) / "model.onnx", unsafe=unsafe).path
-        report = compile_engine(onnx, out, backend, compute_capabilities=target or ("SM86", "SM89"), batch=batch)
+        report = compile_engine(
+            onnx,
+            out,
+            backend,
+            compute_capabilities=target or ("SM86", "SM89"),
+            batch=batch,
+            shapes=shapes,
+            strict=strict,
+            timeout_s=timeout,
+            timing_cache=timing_cache,
+            fp16=fp16,
+        )
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=1))
         return
@@ -46,4 +69,22 @@ def compile_model(
         console.print(
             f"{built.target}: {built.engine_path} ({built.size_bytes:,} bytes, {built.seconds:.1f} s)", highlight=False, soft_wrap=True
         )
-    console.print(report.message or report.status, markup=False, highlight=False)
+    if report.commands and not temporary:
+        console.print("The same by NVIDIA's own tools:", highlight=False)
+        for command in report.commands:
+            console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+    console.print(report.message or report.status, markup=False, highlight=False, soft_wrap=True)
+
+
+def _shapes(options: Sequence[str]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """The shapes of all `--shape` options; an error if an input has two."""
+    from tfqat.engines.profile import parse_shape
+    from tfqat.errors import EngineError
+
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for option in options:
+        name, given = parse_shape(option)
+        if name in shapes:
+            raise EngineError(f"--shape is given twice for {name!r}: an engine has one profile; leave one of them out")
+        shapes[name] = given
+    return shapes

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.parser
 import pytest
 
-from tfqat.engines import compile, tensorrt, tensorrt_rtx
+import tfqat
+from tfqat.engines import build, compile, tensorrt, tensorrt_rtx
 from tfqat.engines.build import plan_path
+from tfqat.engines.options import BuildOptions
 from tfqat.engines.report import EngineReport
+from tfqat.engines.worker_process import Built, Job, timings_path
 from tfqat.errors import EngineError
 
 BUILT = EngineReport(backend="stub", version="1", status="built", message="")
@@ -19,13 +25,15 @@ BUILT = EngineReport(backend="stub", version="1", status="built", message="")
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }'
-    onnx.save(onnx.parser.parse_model(text), str(tmp_path / "model.onnx"))
+    made = onnx.parser.parse_model(text)
+    onnx.helper.set_model_props(made, {"tfqat.recipe_hash": "abc", "producer": "someone"})
+    onnx.save(made, str(tmp_path / "model.onnx"))
     return tmp_path / "model.onnx"
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, dict[str, object]]]:
-    made: list[tuple[str, Path, dict[str, object]]] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, dict[str, Any]]]:
+    made: list[tuple[str, Path, dict[str, Any]]] = []
     for module in (tensorrt, tensorrt_rtx):
         name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, "build", lambda source, out, name=name, **options: made.append((name, out, options)) or BUILT)
@@ -47,12 +55,12 @@ def usable(monkeypatch: pytest.MonkeyPatch, *, full: bool, rtx: bool) -> None:
     ],
 )
 def test_the_backend_that_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, calls: list[tuple[str, Path, dict[str, object]]], backend: str, full: bool, rtx: bool, chosen: str
+    monkeypatch: pytest.MonkeyPatch, calls: list[tuple[str, Path, dict[str, Any]]], backend: str, full: bool, rtx: bool, chosen: str
 ) -> None:
     usable(monkeypatch, full=full, rtx=rtx)
     assert compile.compile_engine("a/model.onnx", backend=backend, batch=(1, 2, 3)) is BUILT
     ((name, out, options),) = calls
-    assert (name, out, options["batch"]) == (chosen, Path("a/model.plan"), (1, 2, 3))
+    assert (name, out, options["options"].batch) == (chosen, Path("a/model.plan"), (1, 2, 3))
 
 
 def test_without_a_backend_nothing_is_built_and_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
@@ -132,3 +140,67 @@ def test_doctor_gets_a_line_for_each_backend() -> None:
     lines = compile.usable_backends()
     assert list(lines) == ["tensorrt", "tensorrt_rtx", "onnxruntime"]
     assert "CPUExecutionProvider" in lines["onnxruntime"]
+
+
+def test_every_option_reaches_the_backend(
+    monkeypatch: pytest.MonkeyPatch, calls: list[tuple[str, Path, dict[str, Any]]], tmp_path: Path
+) -> None:
+    usable(monkeypatch, full=True, rtx=False)
+    shapes = {"x": ((1, 2), (2, 3), (4, 5))}
+    compile.compile_engine("m.onnx", shapes=shapes, strict=True, timeout_s=5, timing_cache=tmp_path / "t.cache", fp16=True)
+    assert calls[0][2]["options"] == BuildOptions(shapes=shapes, strict=True, timeout_s=5, timing_cache=tmp_path / "t.cache", fp16=True)
+
+
+def test_a_strict_build_without_a_backend_is_an_error(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    usable(monkeypatch, full=False, rtx=False)
+    with pytest.raises(EngineError, match=r"strict: no engine was built: neither TensorRT nor TensorRT for RTX is usable here"):
+        compile.compile_engine(model, strict=True)
+
+
+@pytest.mark.parametrize("cache", ["no/t.cache", "."])
+def test_a_timing_cache_that_could_not_be_written_is_refused_before_the_build(tmp_path: Path, model: Path, cache: str) -> None:
+    with pytest.raises(EngineError, match=r"a timing cache cannot be written to .*: give a file in a folder that exists"):
+        compile.compile_engine(model, timing_cache=tmp_path / cache)
+
+
+def test_the_timing_cache_and_the_metadata_of_tensorrt(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    """The build itself is replaced: TensorRT cannot run here."""
+
+    def run_worker(job: Job, *, timeout_s: float) -> Built:
+        job.plan_path.write_bytes(b"engine")
+        timings_path(job.plan_path).write_bytes(b"timings")
+        return Built(version="10.9.0", seconds=1.25, layers_message="", inspector="")
+
+    monkeypatch.setattr(build, "run_worker", run_worker)
+    options = BuildOptions(timing_cache=tmp_path / "t.cache")
+    report = build.build_engines(tensorrt.FULL, model, tmp_path / "out" / "m.plan", (None,), options, gpu="NVIDIA A10")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["m.plan", "m.plan.json"]
+    assert (tmp_path / "t.cache").read_bytes() == b"timings"
+    assert [line.split()[0] for line in report.commands] == ["trtexec", "polygraphy"]
+    assert json.loads((tmp_path / "out" / "m.plan.json").read_text()) == {
+        "onnx": {"file": "model.onnx", "sha256": hashlib.sha256(model.read_bytes()).hexdigest(), "metadata": {"tfqat.recipe_hash": "abc"}},
+        "engine": {"file": "m.plan", "sha256": hashlib.sha256(b"engine").hexdigest(), "size_bytes": 6},
+        "backend": "tensorrt",
+        "version": "10.9.0",
+        "target": "this machine's GPU",
+        "gpu": "NVIDIA A10",
+        "tfqat": tfqat.__version__,
+        "profile": {"x": [[1, 4], [8, 4], [32, 4]]},
+        "seconds": 1.25,
+    }
+
+
+def test_a_timing_cache_that_cannot_be_written_leaves_no_engine(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    def run_worker(job: Job, *, timeout_s: float) -> Built:
+        job.plan_path.write_bytes(b"engine")
+        timings_path(job.plan_path).write_bytes(b"timings")
+        (tmp_path / "t").rmdir()
+        return Built(version="10.9.0", seconds=1.25, layers_message="", inspector="")
+
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(build, "run_worker", run_worker)
+    with pytest.raises(EngineError, match=r"cannot write .*t/t\.cache"):
+        build.build_engines(
+            tensorrt.FULL, model, tmp_path / "out" / "m.plan", (None,), BuildOptions(timing_cache=tmp_path / "t" / "t.cache")
+        )
+    assert not (tmp_path / "out").exists()

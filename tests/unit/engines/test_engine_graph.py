@@ -8,7 +8,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from tfqat.engines.graph import ProductNode, check_batch, read_products
+from tfqat.engines.graph import ProductNode, read_graph
 from tfqat.errors import EngineError
 
 MODEL = """
@@ -33,11 +33,11 @@ def write(folder: Path, text: str, names: dict[str, str]) -> Path:
 
 
 def test_products_have_the_name_of_the_layer(tmp_path: Path) -> None:
-    assert read_products(write(tmp_path, MODEL, {"MatMul": "logits", "Relu": "relu"})) == (ProductNode(name="logits", op="MatMul"),)
+    assert read_graph(write(tmp_path, MODEL, {"MatMul": "logits", "Relu": "relu"})).products == (ProductNode(name="logits", op="MatMul"),)
 
 
 def test_a_node_without_a_name_is_called_as_tensorrt_calls_it(tmp_path: Path) -> None:
-    assert read_products(write(tmp_path, MODEL, {})) == (ProductNode(name="node_of_y", op="MatMul"),)
+    assert read_graph(write(tmp_path, MODEL, {})).products == (ProductNode(name="node_of_y", op="MatMul"),)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path, content: bytes, mess
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(EngineError, match=message) as refused:
-        read_products(path)
+        read_graph(path)
     assert str(path) in str(refused.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"missing\.onnx is not a file; expected an ONNX model"):
-        read_products(tmp_path / "missing.onnx")
+        read_graph(tmp_path / "missing.onnx")
 
 
 def test_an_invalid_graph_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -63,21 +63,4 @@ def test_an_invalid_graph_is_refused_with_the_reason(tmp_path: Path) -> None:
     model.graph.node[0].ClearField("output")
     onnx.save(model, str(path))
     with pytest.raises(EngineError, match=r"not a valid ONNX model: .*logits"):
-        read_products(path)
-
-
-def test_a_dynamic_axis_other_than_the_batch_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, MODEL.replace("float[N, 4] x", "float[N, M] x"), {"MatMul": "logits"})
-    with pytest.raises(EngineError, match=r"input 'x' has no fixed size on axis 1"):
-        read_products(path)
-
-
-@pytest.mark.parametrize("batch", [(1, 8, 32), [4, 4, 4]])
-def test_batch_sizes_in_order_are_taken(batch: list[int]) -> None:
-    assert check_batch(batch) == tuple(batch)
-
-
-@pytest.mark.parametrize("batch", [(0, 8, 32), (8, 1, 32), (1, 32, 8), (1, 8), 8, "189", (1, 8.0, 32)])
-def test_other_batch_sizes_are_refused(batch: object) -> None:
-    with pytest.raises(EngineError, match=r"batch must be three whole numbers"):
-        check_batch(batch)  # type: ignore[arg-type]
+        read_graph(path)

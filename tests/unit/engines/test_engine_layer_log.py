@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tfqat.engines.graph import ProductNode
-from tfqat.engines.layer_log import Tensor, kernel_precisions, parse_kernels
+from tfqat.engines.kernels import Kernel, Tensor
+from tfqat.engines.layer_log import parse_kernels
+from tfqat.engines.precisions import kernel_precisions
 from tfqat.engines.report import KernelPrecision
 
 # An inverted-residual network, then single kernels of other graphs: `axis` has its weight scale along the input channels, `floatw`
@@ -45,20 +47,20 @@ NODES = {
 
 
 def precision(name: str) -> KernelPrecision:
-    (result,) = kernel_precisions(LOG, [ProductNode(name=name, op=NODES[name])])
+    (result,) = kernel_precisions(parse_kernels(LOG), [ProductNode(name=name, op=NODES[name])])
     return result
 
 
 def test_a_line_is_read_whole() -> None:
     kernel = parse_kernels(LOG)[0]
     assert (kernel.name, kernel.layer_type) == ("stem_myl0_2", "correlation")
-    assert kernel.inputs == (Tensor(dims=(-1, 4, 28, 28), dtype="Int8"),)
+    assert kernel.inputs == (Tensor(name="__mye1599stem:0_before_bias.1_13_myl0", dims=(-1, 4, 28, 28), dtype="Int8"),)
     assert kernel.constants == (
-        Tensor(dims=(16, 4, 3, 3), dtype="Int8"),
-        Tensor(dims=(1, 16, 1, 1), dtype="Float"),
-        Tensor(dims=(1, 16, 1, 1), dtype="Float"),
+        Tensor(name="__mye4906_dconst_myl0", dims=(16, 4, 3, 3), dtype="Int8"),
+        Tensor(name="__mye2191dconst_myl0", dims=(1, 16, 1, 1), dtype="Float"),
+        Tensor(name="__mye2196dconst_myl0", dims=(1, 16, 1, 1), dtype="Float"),
     )
-    assert kernel.outputs == (Tensor(dims=(-1, 16, 14, 14), dtype="Float"),)
+    assert kernel.outputs == (Tensor(name="__myln_k_arg__bb1_14_myl0", dims=(-1, 16, 14, 14), dtype="Float"),)
     assert kernel.onnx_nodes == ("stem", "image/DQ", "stem/kernel/DQ")
 
 
@@ -107,16 +109,53 @@ def test_the_output_types_are_reported() -> None:
 
 def test_int8_weights_with_float_data_are_not_int8() -> None:
     message = LOG.replace("Dimensions: [-1,64], Datatype: Int8", "Dimensions: [-1,64], Datatype: Float")
-    (found,) = kernel_precisions(message, [ProductNode(name="logits", op="MatMul")])
+    (found,) = kernel_precisions(parse_kernels(message), [ProductNode(name="logits", op="MatMul")])
     assert (found.inputs, found.int8) == (("Float", "Int8"), False)
 
 
 def test_a_node_that_the_log_does_not_name_is_reported_as_not_int8() -> None:
-    (found,) = kernel_precisions(LOG, [ProductNode(name="stem_", op="Conv")])
-    assert found == KernelPrecision(keras_layer="stem_", op="Conv", inputs=(), outputs=(), int8=False, kernel="")
+    (found,) = kernel_precisions(parse_kernels(LOG), [ProductNode(name="stem_", op="Conv")])
+    assert found == KernelPrecision(keras_layer="stem_", op="Conv", inputs=(), outputs=(), int8=False, kernel="", quantized=False)
 
 
 def test_nodes_of_one_name_get_the_kernels_of_that_name_in_order() -> None:
     message = LOG.replace("[ONNX Layer: upsample]", "[ONNX Layer: stem]")
-    found = kernel_precisions(message, [ProductNode(name="stem", op="Conv")] * 2)
+    found = kernel_precisions(parse_kernels(message), [ProductNode(name="stem", op="Conv")] * 2)
     assert [(one.kernel, one.int8) for one in found] == [("stem_myl0_2 (correlation)", True), ("upsample_myl0_3 (deconv)", False)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "fused_with"),
+    [
+        ("stem", ("image/DQ", "stem/kernel/DQ")),
+        ("k", ("v", "image/DQ", "v/kernel/DQ", "k/kernel/DQ", "q", "q/kernel/DQ")),
+        ("block1_project", ("block1_add",)),
+        ("upsample", ()),
+    ],
+)
+def test_the_other_nodes_of_the_same_kernel(layer: str, fused_with: tuple[str, ...]) -> None:
+    assert precision(layer).fused_with == fused_with
+
+
+def test_the_kernels_beside_it_are_those_that_share_a_tensor() -> None:
+    found = precision("block1_depthwise")
+    assert (found.pointwise, found.reformats) == (("__myl_MulAddMaxMinMulMinMaxRounCastReshReplConcResh_myl0_5",), ())
+    assert precision("logits").pointwise == ("__myl_MulAdd_myl0_13",)
+    assert precision("context").pointwise == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer_type", "role"),
+    [
+        ("stem_myl0_2", "correlation", "product"),
+        ("__myl_CastMulFc_myl0_15", "runtime_fusion", "product"),
+        ("__myl_MulAdd_myl0_13", "kgen", "pointwise"),
+        ("__myl_MulMinMaxRounCast_myl0_1", "kgen", "pointwise"),
+        ("__myl_Tran_myl0_54", "kgen", "reformat"),
+        ("__myl_CastReshReplConcResh_myl0_5", "kgen", "reformat"),
+        ("Reformatting CopyNode for Input Tensor 0 to stem", "Reformat", "reformat"),
+        ("__mye716_0_myl0_0", "shape_call", "none"),
+    ],
+)
+def test_what_a_kernel_does(name: str, layer_type: str, role: str) -> None:
+    assert Kernel(name=name, layer_type=layer_type, inputs=(), constants=(), outputs=(), onnx_nodes=()).role == role

@@ -103,6 +103,21 @@ BROKEN_BLOCKS = {
         "compile: {batch: [1, 32]}\n",
         ["x.yaml:12: compile.batch: expected three ascending whole numbers from 1, [min, opt, max]; got [1, 32]"],
     ),
+    "shape of two": (
+        "compile: {shapes: {image: [[1, 8], [4, 8]]}}\n",
+        [
+            "x.yaml:12: compile.shapes.image: expected three shapes of one rank, [min, opt, max], each a list of whole numbers from 1; "
+            "got [[1, 8], [4, 8]]"
+        ],
+    ),
+    "shape out of order": (
+        "compile: {shapes: {image: [[1, 8], [4, 4], [8, 8]]}}\n",
+        ["x.yaml:12: compile.shapes.image: expected three shapes that ascend on every axis, [min, opt, max]; got [[1, 8], [4, 4], [8, 8]]"],
+    ),
+    "no time for an engine": (
+        "compile: {timeout_s: 0}\n",
+        ["x.yaml:12: compile.timeout_s: expected more than 0.0; got 0"],
+    ),
     "compute capability": (
         "compile: {compute_capabilities: [SM86, '8.9']}\n",
         ["x.yaml:12: compile.compute_capabilities.1: expected text that matches ^SM\\d{2,3}$; got '8.9'"],

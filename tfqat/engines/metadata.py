@@ -1,0 +1,45 @@
+"""The file beside each engine that says where it comes from: `model.sm86.plan.json` for `model.sm86.plan`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from tfqat import __version__
+from tfqat.engines.graph import SourceGraph
+from tfqat.engines.profile import Profile
+from tfqat.engines.report import TargetReport
+
+
+def metadata_path(engine: Path) -> Path:
+    """Where the metadata of an engine is."""
+    return engine.with_name(engine.name + ".json")
+
+
+def engine_metadata(
+    graph: SourceGraph, plan: Path, target: TargetReport, profile: Profile, *, backend: str, version: str, gpu: str | None
+) -> dict[str, Any]:
+    """What to write beside an engine.
+
+    Args:
+        graph: What it was built from.
+        plan: The engine's bytes, wherever they are now.
+        target: Its report.
+        profile: The shapes that it takes.
+        backend, version: What built it.
+        gpu: The name of the GPU that it was built on, if that is what it was built for.
+    """
+    with plan.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "onnx": {"file": graph.path.name, "sha256": graph.sha256, "metadata": dict(graph.metadata)},
+        "engine": {"file": Path(target.engine_path or plan).name, "sha256": digest, "size_bytes": target.size_bytes},
+        "backend": backend,
+        "version": version,
+        "target": target.target,
+        "gpu": gpu,
+        "tfqat": __version__,
+        "profile": {name: [list(shape) for shape in shapes] for name, shapes in profile.items()},
+        "seconds": target.seconds,
+    }
