@@ -44,6 +44,7 @@ def unsigned_codes(graph: ir.Graph, non_negative: Collection[str]) -> int:
         point = str(node.name).removesuffix("/Q")
         _write(graph, node, point, UNSIGNED if point in non_negative else SIGNED)
     _plausible_scales(graph)
+    _subtracted_biases(graph)
     remove_unused(graph)
     return len(found)
 
@@ -58,7 +59,7 @@ def _write(graph: ir.Graph, quantize: ir.Node, point: str, zero_point: int) -> N
     for node in (quantize, dequantize):
         node.replace_input_with(2, zero)
     for node in (quantize, *moves):
-        node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.UINT8), None  # it may have another place now
 
 
 def _moves_before(quantize: ir.Node) -> list[ir.Node]:
@@ -143,6 +144,33 @@ def _plausible_scales(graph: ir.Graph) -> None:
             node.replace_input_with(
                 1, add_initializer(graph, name, np.where(empty, scale_of_zeros(scale, empty, "onnxruntime"), scale).astype(np.float32))
             )
+
+
+def _subtracted_biases(graph: ir.Graph) -> None:
+    """Subtract the negative bias from a matrix product, which is the same.
+
+        before   MatMul(DQ, DQ) -> Add(bias)          after   MatMul(DQ, DQ) -> Sub(-bias)
+
+    ONNX Runtime (1.32) makes a Gemm of product and Add before it looks for Q/DQ, and runs that in float.
+    """
+    for add in [node for node in graph if node.op_type == "Add"]:
+        position = next((index for index, value in enumerate(add.inputs) if _is_quantized_product(value)), None)
+        if position is None or not is_constant(bias := add.inputs[1 - position]):
+            continue
+        name = f"{add.name}/negative_bias"
+        negative = add_initializer(graph, name, -constant_of(bias))
+        node = ir.node("Sub", [add.inputs[position], negative], name=add.name)
+        node.outputs[0].type, node.outputs[0].shape, made = add.outputs[0].type, add.outputs[0].shape, str(add.outputs[0].name)
+        convenience.replace_all_uses_with(add.outputs[0], node.outputs[0], replace_graph_outputs=True)
+        graph.insert_before(add, node)
+        graph.remove(add, safe=True)
+        node.outputs[0].name = made
+
+
+def _is_quantized_product(value: ir.Value | None) -> bool:
+    product = value.producer() if value is not None and len(value.uses()) == 1 else None
+    makers = [one.producer() for one in product.inputs if one is not None] if product is not None and product.op_type == "MatMul" else []
+    return bool(makers) and all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 
 def scale_of_zeros(scale: np.ndarray, empty: np.ndarray, target: Target) -> np.float32:

@@ -12,17 +12,9 @@ from tfqat.stages.under_way import Run
 
 def build(run: Run, export: ExportReport) -> EngineReport:
     """Build the engines, or say why there are none, and warn of each quantized layer that does not run Int8 x Int8."""
-    settings = run.inputs.recipe.compile
     with run.stage("compile", "Build engines"):
-        report = (
-            _compile(run, export)
-            if settings.enabled and settings.backend != "none" and run.inputs.recipe.target == "tensorrt"
-            else _no_engine(
-                "the recipe switches the engine stage off"
-                if run.inputs.recipe.target == "tensorrt"
-                else "the graph is for ONNX Runtime: TensorRT has no uint8 codes"
-            )
-        )
+        obstacle = _obstacle(run)
+        report = _no_engine(obstacle) if obstacle else _compile(run, export)
     files.write_json(run.directory / "engine.json", report.to_dict())
     for target in report.targets:
         run.metrics["size_bytes"][f"engine_{target.target.lower()}"] = target.size_bytes
@@ -31,6 +23,14 @@ def build(run: Run, export: ExportReport) -> EngineReport:
     if report.status == "not_run":
         run.say(f"no engine: {report.message}")
     return report
+
+
+def _obstacle(run: Run) -> str:
+    """Why no engine is to be built; empty if one is."""
+    recipe = run.inputs.recipe
+    if not recipe.compile.enabled or recipe.compile.backend == "none":
+        return "the recipe switches the engine stage off"
+    return "the graph is for ONNX Runtime: TensorRT has no uint8 codes" if recipe.target == "onnxruntime" else ""
 
 
 def _compile(run: Run, export: ExportReport) -> EngineReport:
