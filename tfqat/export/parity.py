@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfqat.export.structure import StructureCheck
+
+if TYPE_CHECKING:
+    from tfqat.export.cause import Divergence
 
 # Local: with identical codes at its inputs, a segment can differ only where a value lies at a tie.
 LOCAL_EQUAL, LOCAL_MAX_DIFFERENCE = 0.9999, 1
@@ -68,6 +71,12 @@ class CodeDifference:
         """The largest difference of two codes."""
         return max(self.histogram, default=0)
 
+    @property
+    def diverges(self) -> bool:
+        """Whether these, the local codes of one point, differ by more than ties of rounding."""
+        too_many = self.different > max(LOCAL_POINT_TIES, (1 - LOCAL_POINT_EQUAL) * self.codes)
+        return too_many or self.max_difference > LOCAL_MAX_DIFFERENCE
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         histogram = {str(distance): count for distance, count in self.histogram.items()}
@@ -78,7 +87,8 @@ class CodeDifference:
 class PointParity:
     """The codes of one point: local, end to end, and of Keras in float32 against float64, XLA's float32, and float32 with rounding noise.
 
-    `perturbed` is the repetition with noise that differs most over the whole model.
+    `perturbed` is the repetition with noise that differs most over the whole model. `layers` are the Keras layers that make the point from
+    those before it.
     """
 
     id: str
@@ -87,11 +97,13 @@ class PointParity:
     noise_floor: CodeDifference
     compiled: CodeDifference = field(default_factory=CodeDifference)
     perturbed: CodeDifference = field(default_factory=CodeDifference)
+    layers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         return {
             "id": self.id,
+            "layers": list(self.layers),
             "local_equal": self.local.equal,
             "local_max_difference": self.local.max_difference,
             "end_to_end_equal": self.end_to_end.equal,
@@ -153,6 +165,8 @@ class ParityReport:
     """Whether an exported graph computes what the model computes: structure, codes (local, end to end, the noise floors) and outputs.
 
     `local_output_difference` is that of the outputs when the last segment is fed the same codes, as a share of the largest output.
+    `first_divergence` is the first point whose local codes differ by more than ties, or the outputs if only they do; `output_divergence`
+    that of the outputs.
     """
 
     examples: int
@@ -160,6 +174,14 @@ class ParityReport:
     points: tuple[PointParity, ...]
     outputs: OutputParity
     local_output_difference: float
+    first_divergence: Divergence | None = None
+    output_divergence: Divergence | None = None
+
+    @property
+    def worst_layer(self) -> PointParity | None:
+        """The point whose local codes agree least, with the Keras layers that make it; None if all codes are equal."""
+        worst = min(self.points, key=lambda point: point.local.equal, default=None)
+        return worst if worst is not None and worst.local.different else None
 
     @property
     def local(self) -> CodeDifference:
@@ -193,10 +215,13 @@ class ParityReport:
         local, whole, floor, compiled = self.local, self.end_to_end, self.noise_floor, self.compiled
         if local.equal < LOCAL_EQUAL or local.max_difference > LOCAL_MAX_DIFFERENCE:
             worst = min(self.points, key=lambda point: point.local.equal)
+            made_by = f", made by {', '.join(map(repr, worst.layers))}" if worst.layers else ""
             found.append(
                 f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; "
-                f"worst at {worst.id!r} ({worst.local.equal:.5%})"
+                f"worst at {worst.id!r} ({worst.local.equal:.5%}){made_by}"
             )
+        if self.first_divergence is not None and self.first_divergence != self.output_divergence:
+            found.append(f"first divergence: {self.first_divergence}")
         for point in self.points:
             if point.local.different > max(LOCAL_POINT_TIES, (1 - LOCAL_POINT_EQUAL) * point.local.codes):
                 found.append(f"local: {point.local.equal:.5%} of the codes of {point.id!r} are equal, expected {LOCAL_POINT_EQUAL:.1%}")
@@ -204,6 +229,7 @@ class ParityReport:
             found.append(
                 f"local: from the same codes the outputs are {self.local_output_difference:.2e} of the largest one apart, "
                 f"expected at most {LOCAL_OUTPUT_DIFFERENCE:.0e}: look behind the last point"
+                + (f": {self.output_divergence}" if self.output_divergence is not None else "")
             )
         floors = {"float64": floor, "XLA": compiled, "rounding noise": self.perturbed}
         allowed = max(*(FLOOR_FACTOR * (1 - found_floor.equal) for found_floor in floors.values()), 1 - LOCAL_EQUAL)
@@ -226,6 +252,7 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `parity.json`."""
+        worst = self.worst_layer
         return {
             "examples": self.examples,
             "passed": self.passed,
@@ -245,6 +272,8 @@ class ParityReport:
             "perturbed": self.perturbed.to_dict(),
             "outputs": asdict(self.outputs),
             "local_output_difference": self.local_output_difference,
+            "first_divergence": asdict(self.first_divergence) if self.first_divergence is not None else None,
+            "worst_layer": {"point": worst.id, "layers": list(worst.layers), "local_equal": worst.local.equal} if worst else None,
             "points": [point.to_dict() for point in self.points],
             "structure": [asdict(check) for check in self.structure],
         }

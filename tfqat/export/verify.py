@@ -16,10 +16,12 @@ from tfqat.datasets import check_batch, inputs_of
 from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import DataError, ExportError
 from tfqat.export import cut
+from tfqat.export.cause import Explainer, Watch
 from tfqat.export.executions import Codes
 from tfqat.export.expected import Expected, expected_of
 from tfqat.export.onnx import FOLD_BATCHNORM
 from tfqat.export.parity import FLOOR_FACTOR, CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.export.segments import keras_segments
 from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
@@ -58,12 +60,18 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
     seen = sum(comparison.add(batch) for batch in _limited(qmodel, dataset, examples))
     if not seen:
         raise DataError("verify: the data set is empty; expected at least one batch of inputs")
+    segments = keras_segments(qmodel)
+    points = tuple(replace(point, layers=segments.points[point.id]) for point in comparison.points())
+    explainer = Explainer(model=graph, expected=expected, segments=segments, watch=comparison.watch, output_names=qmodel.output_names)
+    output_divergence = explainer.outputs()
     return ParityReport(
         examples=seen,
         structure=structure,
-        points=comparison.points(),
+        points=points,
         outputs=comparison.output_parity(),
         local_output_difference=comparison.local_output_difference,
+        first_divergence=explainer.point(points) or output_divergence,
+        output_divergence=output_divergence,
     )
 
 
@@ -109,6 +117,7 @@ class _Comparison:
         self._outputs: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
         self._noise: list[float] = []
         self.local_output_difference = 0.0
+        self.watch = Watch(self._keras.points)
 
     def add(self, inputs: Any) -> int:
         """Compare one batch; returns its number of examples."""
@@ -122,10 +131,12 @@ class _Comparison:
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
         local_outputs, local = self._run(self._cut, {**fed, **{f"given/{name}": array for name, array in in_layout.items()}})
         self._record("local", in_layout, local)
+        self.watch.see({name: kinds["local"][-1] for name, kinds in self._found.items()}, codes, local, self._layouts)
         self._record("end_to_end", in_layout, whole)
         self._add_floors(inputs, codes, outputs)
         self._outputs.append((outputs, onnx_outputs))
         apart = [_relative_difference(one, other) for one, other in zip(outputs, local_outputs, strict=True)]
+        self.watch.see_outputs(outputs, local_outputs, apart)
         self.local_output_difference = float(np.max([self.local_output_difference, *apart]))  # NaN stays
         return len(arrays[0])
 
