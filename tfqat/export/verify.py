@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,10 @@ from tfqat.export import cut
 from tfqat.export.cause import Explainer, Watch
 from tfqat.export.executions import Codes
 from tfqat.export.expected import Expected, expected_of
+from tfqat.export.layouts import layout
 from tfqat.export.onnx import FOLD_BATCHNORM
 from tfqat.export.parity import FLOOR_FACTOR, CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.export.qdq_graph import load
 from tfqat.export.segments import keras_segments
 from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.form import Form
@@ -85,18 +86,9 @@ def verify_structure(qmodel: Any, path: Path) -> tuple[StructureCheck, ...]:
 
 
 def _graph_and_expected(qmodel: Any, path: Path) -> tuple[ir.Model, Expected]:
-    model = _load(path)
+    model = load(path)
     expected = expected_of(qmodel, fold_batchnorm=model.metadata_props.get(FOLD_BATCHNORM, "true") == "true")
     return model, replace(expected, batch=Form.of(model.metadata_props).batch)
-
-
-def _load(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise ExportError(f"ONNX file {path} does not exist")
-    try:
-        return ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise several types for a file that is no model.
-        raise ExportError(f"{path} is not an ONNX model: {error}") from error
 
 
 class _Comparison:
@@ -127,7 +119,7 @@ class _Comparison:
         fed = self._form.feed(dict(zip(self._input_names, arrays, strict=True)))
         onnx_outputs, whole = self._run(self._whole, fed)
         if not self._layouts:
-            self._layouts = {name: _layout(codes[name], whole[name]) for name in codes}
+            self._layouts = {name: layout(codes[name], whole[name]) for name in codes}
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
         local_outputs, local = self._run(self._cut, {**fed, **{f"given/{name}": array for name, array in in_layout.items()}})
         self._record("local", in_layout, local)
@@ -211,17 +203,6 @@ class _Comparison:
         values = dict(zip(names, session.run(None, dict(fed)), strict=True))
         codes = {name.removeprefix("codes/"): values[name] for name in names if name.startswith("codes/")}
         return [values[name] for name in names if not name.startswith("codes/")], codes
-
-
-def _layout(keras: np.ndarray, onnx: np.ndarray) -> tuple[int, ...]:
-    """The permutation from Keras's layout to the graph's, which leaves the batch axis; where several fit the shape, the one that agrees."""
-    permutations = [(0, *axes) for axes in itertools.permutations(range(1, keras.ndim))] if keras.ndim else [()]
-    fitting = [permutation for permutation in permutations if keras.transpose(permutation).shape == onnx.shape]
-    if not fitting:
-        raise ExportError(f"a tensor of shape {keras.shape} in Keras has the shape {onnx.shape} in the ONNX graph; expected the same axes")
-    if len(fitting) == 1:
-        return fitting[0]
-    return max(fitting, key=lambda permutation: CodeDifference.between(keras[:2].transpose(permutation), onnx[:2]).equal)
 
 
 def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:
