@@ -104,7 +104,7 @@ class Explainer:
             pattern = pattern_of(codes[1], codes[2], unit=float(self.expected.activations[first.id]))
         else:  # within the limits in every batch, and out of them in all together
             pattern = Pattern(kind="ties", text=f"rarely ({1 - first.local.equal:.4%}) and by one step")
-        kind, cause = self._fault(segment, first.layers, first.id) or _likely(pattern, segment, self._weighted(first.layers), "codes")
+        kind, cause = self._fault(segment, first.layers, first.id) or _likely(pattern, segment, self._with_kernels(first.layers), "codes")
         return Divergence(
             point=first.id,
             layers=first.layers,
@@ -127,7 +127,7 @@ class Explainer:
             pattern = pattern_of(wanted.astype(np.float64) / step, found.astype(np.float64) / step, unit=step)
         else:
             pattern = Pattern(kind="everywhere", text="in every channel" if np.isfinite(apart).all() else "and are not finite")
-        kind, cause = self._fault(segment, layers, None) or _likely(pattern, segment, self._weighted(layers), "outputs")
+        kind, cause = self._fault(segment, layers, None) or _likely(pattern, segment, self._with_kernels(layers), "outputs")
         return Divergence(
             point=self.output_names[number],
             layers=layers,
@@ -137,9 +137,8 @@ class Explainer:
             cause=cause,
         )
 
-    def _weighted(self, layers: Iterable[str]) -> tuple[str, ...]:
-        known = {weight.layer for weight in self.expected.weights}
-        return tuple(layer for layer in layers if layer in known) or tuple(layers)
+    def _with_kernels(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(layer for layer in layers if layer in self.segments.with_kernels) or layers
 
     def _fault(self, segment: OnnxSegment, layers: Iterable[str], point: str | None) -> tuple[str, str] | None:
         """A scale, a zero point or a weight of the segment that is not the model's: then that is the cause."""

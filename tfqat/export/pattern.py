@@ -40,6 +40,8 @@ def pattern_of(wanted: np.ndarray, found: np.ndarray, *, unit: float = 1.0) -> P
     """
     apart = found.astype(np.int16) - wanted if wanted.dtype == np.int8 else found - wanted
     differs = np.abs(apart) >= 1
+    if not differs.any():
+        return Pattern(kind="ties", text="nowhere by a whole step")
     looks: tuple[Callable[..., Pattern | None], ...] = (_ties, _rounding, _bounds, _border, _channels)
     for look in looks:
         pattern = look(wanted, found, apart, differs, unit)

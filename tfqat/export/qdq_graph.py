@@ -38,7 +38,7 @@ class Grid:
     @property
     def steps(self) -> np.ndarray:
         """Code minus zero point of a weight, without the axes of size 1, which a layout may add."""
-        return np.squeeze(np.asarray(self.codes).astype(np.int16) - self.zero_point.astype(np.int16).reshape(-1)[:1])
+        return np.squeeze(np.asarray(self.codes).astype(np.int16) - self.zero_point.ravel()[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,6 +65,9 @@ class QdqGraph:
         model = load(path)
         graph, form = model.graph, Form.of(model.metadata_props)
         points = {_name(node): _grid(node) for node in graph if _is_point(node)}
+        uneven = [name for name, grid in points.items() if grid.zero_point.ndim]
+        if uneven:
+            raise ExportError(f"{path}: point {uneven[0]!r} has different zero points by channel; expected one, as TensorRT asks for")
         dequantized = {_name(node): _grid(node) for node in graph if node.op_type == DQ}
         if not points:
             raise ExportError(f"{path} holds no QuantizeLinear of an activation; expected a Q/DQ graph, such as model.onnx of a run")
@@ -124,9 +127,10 @@ def _name(node: ir.Node) -> str:
 
 def _grid(node: ir.Node) -> Grid:
     zero = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    zero = np.zeros((), np.int16) if zero is None else zero.astype(np.int16)
     return Grid(
         scale=np.asarray(_constant(node.inputs[1]), np.float32),
-        zero_point=np.zeros((), np.int16) if zero is None else zero.astype(np.int16),
+        zero_point=zero if len(np.unique(zero)) > 1 else zero.ravel()[0].reshape(()),
         codes=_constant(node.inputs[0]),
     )
 

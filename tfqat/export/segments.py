@@ -16,10 +16,14 @@ from tfqat.quantize import state
 
 @dataclass(frozen=True, kw_only=True)
 class KerasSegments:
-    """The layers between quantizers, in topological order: by the point that they make, and those behind the last points by output."""
+    """The layers between quantizers, in topological order: by the point that they make, and those behind the last points by output.
+
+    `with_kernels` are the layers of the model that multiply by a weight, quantized or not.
+    """
 
     points: Mapping[str, tuple[str, ...]]
     outputs: tuple[tuple[str, ...], ...]
+    with_kernels: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,14 @@ def keras_segments(qmodel: Any) -> KerasSegments:
     for node in graph.nodes:
         if node.layer in quantizers:
             points.setdefault(quantizers[node.layer], _layers_before(graph, node.inputs, quantizers))
-    return KerasSegments(points=points, outputs=tuple(_layers_before(graph, (output,), quantizers) for output in graph.outputs))
+    return KerasSegments(
+        points=points,
+        outputs=tuple(_layers_before(graph, (output,), quantizers) for output in graph.outputs),
+        with_kernels=frozenset(
+            {handle.point.given_source for handle in state.handles(qmodel).values() if handle.weight is not None}
+            | {node.layer for node in graph.nodes if any("kernel" in name for name in node.weights)}
+        ),
+    )
 
 
 def _layers_before(graph: ModelGraph, tensors: Iterable[TensorRef], quantizers: Mapping[str, str]) -> tuple[str, ...]:

@@ -333,6 +333,41 @@ def test_the_first_of_several_is_named(tiny_quantized: Any, tiny_onnx: Path, tin
     assert any("worst at 'head_relu'" in failure and "made by 'head', 'head_bn', 'head_relu'" in failure for failure in report.failures)
 
 
+def test_ties_that_are_too_many_in_all_together(keras: Keras, tiny_onnx: Path) -> None:
+    """Every point is within its own limit, and the sum is not: the one that agrees least is named, and that these are ties."""
+    none = CodeDifference()
+    few = {"image": 0, "stem_relu": 40, "add": 50}
+    points = [
+        PointParity(id=name, local=CodeDifference(histogram={0: 100_000 - count, 1: count}), end_to_end=none, noise_floor=none)
+        for name, count in few.items()
+    ]
+    segments = keras_segments(keras.qmodel)
+    explainer = Explainer(
+        model=ir.load(tiny_onnx), expected=expected_of(keras.qmodel), segments=segments, watch=Watch(few), output_names=["logits"]
+    )
+    found = explainer.point(points)
+    assert found is not None
+    assert (found.point, found.kind, found.different) == ("add", "ties", pytest.approx(0.0005))
+    assert (
+        found.cause == "ties of rounding, which the order of a sum decides; not a fault: the codes differ rarely (0.0500%) and by one step"
+    )
+    assert explainer.point(points[:1]) is None
+
+
+def test_only_the_first_point_is_remembered() -> None:
+    """Of each batch one pair of arrays at most, and a later point only until an earlier one diverges."""
+    zero, one = np.zeros((2, 8), np.int8), np.full((2, 8), 9, np.int8)
+    watch, layouts = Watch(["a", "b", "c"]), dict.fromkeys("abc", (0, 1))
+
+    def see(*wrong: str) -> str | None:
+        found = {name: one if name in wrong else zero for name in "abc"}
+        differences = {name: CodeDifference.between(zero, found[name]) for name in "abc"}
+        watch.see(differences, dict.fromkeys("abc", zero), found, layouts)
+        return watch.codes[0] if watch.codes else None
+
+    assert [see(), see("c"), see("b", "c"), see("c"), see("a", "b"), see("b")] == [None, "c", "b", "b", "a", "a"]
+
+
 def test_a_divergence_as_text() -> None:
     found = Divergence(point="add", layers=("project", "add"), different=0.5, max_difference=3, kind="bias", cause="bias of 'project'")
     assert str(found) == "'add', made by 'project', 'add': bias of 'project'"
