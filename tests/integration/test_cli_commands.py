@@ -159,6 +159,8 @@ def test_verify_proves_a_run(tiny_run: Any, tfqat_command: Callable[..., Any]) -
     for line in ("local: each segment fed the same codes", "end to end", "noise floor: float32 against float64", "14 of 14"):
         assert line in text
     assert text.count("✓") == 14 and "✗" not in text and "failed" not in text
+    assert "Difference of codes, all points" in text
+    assert re.search(r"accuracy: Keras (\d\.\d{4}), graph \1, as deployed \d\.\d{4}", text)
 
 
 def test_verify_as_json(tiny_run: Any, tfqat_command: Callable[..., Any]) -> None:
@@ -167,6 +169,10 @@ def test_verify_as_json(tiny_run: Any, tfqat_command: Callable[..., Any]) -> Non
     report = json.loads(result.out)
     assert (report["passed"], report["examples"], report["failures"]) == (True, 50, [])
     assert set(report) >= {"local", "end_to_end", "noise_floor", "outputs", "points", "structure"}
+    assert report["first_divergence"] is None
+    metrics = report["metrics"]
+    assert (metrics["examples"], metrics["first"], metrics["max_drop"], metrics["difference"]) == (50, "accuracy", 0.0002, 0.0)
+    assert set(metrics["keras"]) == set(metrics["graph"]) == set(metrics["deployed"]) == {"loss", "accuracy"}
 
 
 @pytest.fixture
@@ -246,6 +252,8 @@ def test_verify_of_a_changed_graph_as_json(tiny_run: Any, tampered: Path) -> Non
     report = json.loads(done.stdout)
     assert report["passed"] is False
     assert "depthwise_relu" in report["failures"][0]
+    assert (report["first_divergence"]["point"], report["first_divergence"]["kind"]) == ("depthwise_relu", "bias")
+    assert "depthwise" in report["first_divergence"]["layers"] and report["worst_layer"]["point"] == "depthwise_relu"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class OpenGraph:
         """The model with the int8 codes of every point as further outputs."""
         model = _with_free_batch(path)
         zero_points = _add_code_outputs(model.graph, points)
-        return cls(_session(model, literal=True), zero_points, False)
+        return cls(session_of(model, literal=True), zero_points, False)
 
     @classmethod
     def segmented(cls, path: str | Path, points: Iterable[str], *, literal: bool = True) -> OpenGraph:
@@ -57,7 +57,7 @@ class OpenGraph:
             given = ir.Value(name=f"{_GIVEN}{point}", type=codes.type if codes is not None else None)
             model.graph.inputs.append(given)
             dequantize.replace_input_with(0, given)
-        return cls(_session(model, literal=literal), zero_points, True)
+        return cls(session_of(model, literal=literal), zero_points, True)
 
     def __call__(
         self, inputs: Mapping[str, np.ndarray], codes: Mapping[str, np.ndarray] | None = None
@@ -89,7 +89,8 @@ class OpenGraph:
         return shifted.astype(np.int8) if shifted.min(initial=0) >= -128 and shifted.max(initial=0) <= 127 else shifted
 
 
-def _session(model: ir.Model, *, literal: bool) -> Any:
+def session_of(model: ir.Model, *, literal: bool) -> Any:
+    """ONNX Runtime with a graph; one too large for a message of ONNX goes through a file."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if size <= IN_MEMORY:
         return runtime.session(ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString(), literal=literal)

@@ -49,6 +49,21 @@ def constant_of(value: ir.Value | None) -> np.ndarray:
     return np.asarray(tensor.numpy())
 
 
+def weight_codes(dequantize: ir.Node) -> np.ndarray | None:
+    """The codes that a weight's DequantizeLinear reads: a constant, or what QuantizeLinear makes of one; None for an activation's."""
+    value = dequantize.inputs[0]
+    maker = value.producer() if value is not None else None
+    if maker is None or maker.op_type != "QuantizeLinear":
+        return constant_of(value) if is_constant(value) else None
+    if not is_constant(maker.inputs[0]):
+        return None
+    values, scale = constant_of(maker.inputs[0]), constant_of(maker.inputs[1])
+    if scale.ndim:
+        axis = maker.attributes.get_int("axis", 1)
+        scale = scale.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
+    return np.asarray(np.clip(np.rint(values / scale), -128, 127).astype(np.int8))
+
+
 def permutation_of(node: ir.Node) -> list[int]:
     """The permutation of a Transpose."""
     return list(node.attributes["perm"].as_ints())

@@ -4,50 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfqat.export.limits import (
+    END_TO_END_TIES,
+    FLOAT32,
+    FLOOR_FACTOR,
+    FUSED_EQUAL,
+    FUSED_MAX_DIFFERENCE,
+    LIMITS,
+    LOCAL_MAX_DIFFERENCE,
+    LOCAL_POINT_TIES,
+    TOP1_AGREEMENT,
+    Limits,
+)
 from tfqat.export.structure import StructureCheck
 
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a segment that is fed identical codes may differ by.
-
-    Attributes:
-        equal: of all codes, the share that is equal: only a value at a tie can go the other way.
-        point_equal: of the codes of one point, as one of few codes hardly counts among all.
-        output_difference: of the outputs, which have no codes behind the last point, as a share of the largest.
-        rounding: the relative error of one operation.
-    """
-
-    equal: float
-    point_equal: float
-    output_difference: float
-    rounding: float
-
-
-LIMITS: Mapping[str, Limits] = {
-    "float32": Limits(equal=0.9999, point_equal=0.999, output_difference=1e-4, rounding=2**-23),
-    # A value of 100 scales has a float16 that is up to 1/32 of a scale off: a code in 30 of that size goes the other way.
-    "float16": Limits(equal=0.99, point_equal=0.96, output_difference=1e-2, rounding=2**-10),
-}
-"""By the type of what is not quantized; float32's rounding is a hundredth of what its outputs may differ by."""
-
-LOCAL_EQUAL, LOCAL_MAX_DIFFERENCE = LIMITS["float32"].equal, 1
-LOCAL_POINT_EQUAL, LOCAL_POINT_TIES = LIMITS["float32"].point_equal, 5
-LOCAL_OUTPUT_DIFFERENCE = LIMITS["float32"].output_difference
-# The graph run literally against ONNX Runtime's fused kernels, from identical codes: these round biases to int32.
-FUSED_EQUAL, FUSED_MAX_DIFFERENCE = 0.999, 1
-# End to end a flipped code changes the sums of the next layer. How far that goes is seen on the Keras graph alone: run in float64,
-# compiled by XLA, and several times with every tensor that is quantized multiplied by 1 +- up to 2 ** -23. All are right, and
-# differ from float32 by rounding. The largest is allowed 1.5 times. (Where a few ties decide, one such figure alone says little: it is
-# zero if none of them flips, and a tie that does flip moves thousands of codes behind it.)
-FLOOR_FACTOR = 1.5
-# On few examples one flipped code, and the codes behind it that it moves, are already more than the shares above.
-END_TO_END_TIES = 100
-TOP1_AGREEMENT = 0.998
+if TYPE_CHECKING:
+    from tfqat.export.cause import Divergence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +68,11 @@ class CodeDifference:
         """The largest difference of two codes."""
         return max(self.histogram, default=0)
 
+    def diverges(self, limits: Limits = FLOAT32) -> bool:
+        """Whether these, the local codes of one point, differ by more than ties of rounding."""
+        too_many = self.different > max(LOCAL_POINT_TIES, (1 - limits.point_equal) * self.codes)
+        return too_many or self.max_difference > LOCAL_MAX_DIFFERENCE
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         histogram = {str(distance): count for distance, count in self.histogram.items()}
@@ -103,7 +84,7 @@ class PointParity:
     """The codes of one point: local, end to end, and of Keras in float32 against float64, XLA's float32, and float32 with rounding noise.
 
     `perturbed` is the repetition with noise that differs most over the whole model. `fused` is the graph run literally against ONNX
-    Runtime's fused kernels, for a graph that is for them.
+    Runtime's fused kernels, for a graph that is for them. `layers` are the Keras layers that make the point from those before it.
     """
 
     id: str
@@ -113,11 +94,13 @@ class PointParity:
     compiled: CodeDifference = field(default_factory=CodeDifference)
     perturbed: CodeDifference = field(default_factory=CodeDifference)
     fused: CodeDifference = field(default_factory=CodeDifference)
+    layers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         return {
             "id": self.id,
+            "layers": list(self.layers),
             "local_equal": self.local.equal,
             "local_max_difference": self.local.max_difference,
             "end_to_end_equal": self.end_to_end.equal,
@@ -181,6 +164,8 @@ class ParityReport:
     """Whether an exported graph computes what the model computes: structure, codes (local, end to end, the noise floors) and outputs.
 
     `local_output_difference` is that of the outputs when the last segment is fed the same codes, as a share of the largest output.
+    `first_divergence` is the first point whose local codes differ by more than ties, or the outputs if only they do; `output_divergence`
+    that of the outputs.
     """
 
     examples: int
@@ -189,11 +174,19 @@ class ParityReport:
     outputs: OutputParity
     local_output_difference: float
     remainder: str = "float32"
+    first_divergence: Divergence | None = None
+    output_divergence: Divergence | None = None
 
     @property
     def limits(self) -> Limits:
         """What is allowed, by the type of what is not quantized."""
         return LIMITS[self.remainder]
+
+    @property
+    def worst_layer(self) -> PointParity | None:
+        """The point whose local codes agree least, with the Keras layers that make it; None if all codes are equal."""
+        worst = min(self.points, key=lambda point: point.local.equal, default=None)
+        return worst if worst is not None and worst.local.different else None
 
     @property
     def local(self) -> CodeDifference:
@@ -233,10 +226,13 @@ class ParityReport:
         local, whole, floor, compiled = self.local, self.end_to_end, self.noise_floor, self.compiled
         if local.equal < limits.equal or local.max_difference > LOCAL_MAX_DIFFERENCE:
             worst = min(self.points, key=lambda point: point.local.equal)
+            made_by = f", made by {', '.join(map(repr, worst.layers))}" if worst.layers else ""
             found.append(
                 f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; "
-                f"worst at {worst.id!r} ({worst.local.equal:.5%})"
+                f"worst at {worst.id!r} ({worst.local.equal:.5%}){made_by}"
             )
+        if self.first_divergence is not None and self.first_divergence != self.output_divergence:
+            found.append(f"first divergence: {self.first_divergence}")
         for point in self.points:
             if point.local.different > max(LOCAL_POINT_TIES, (1 - limits.point_equal) * point.local.codes):
                 found.append(f"local: {point.local.equal:.5%} of the codes of {point.id!r} are equal, expected {limits.point_equal:.1%}")
@@ -244,6 +240,7 @@ class ParityReport:
             found.append(
                 f"local: from the same codes the outputs are {self.local_output_difference:.2e} of the largest one apart, "
                 f"expected at most {limits.output_difference:.0e}: look behind the last point"
+                + (f": {self.output_divergence}" if self.output_divergence is not None else "")
             )
         floors = {"float64": floor, "XLA": compiled, "rounding noise": self.perturbed}
         allowed = max(*(FLOOR_FACTOR * (1 - found_floor.equal) for found_floor in floors.values()), 1 - limits.equal)
@@ -273,6 +270,7 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `parity.json`."""
+        worst = self.worst_layer
         return {
             "examples": self.examples,
             "passed": self.passed,
@@ -295,6 +293,8 @@ class ParityReport:
             "fused": self.fused.to_dict(),
             "outputs": asdict(self.outputs),
             "local_output_difference": self.local_output_difference,
+            "first_divergence": asdict(self.first_divergence) if self.first_divergence is not None else None,
+            "worst_layer": {"point": worst.id, "layers": list(worst.layers), "local_equal": worst.local.equal} if worst else None,
             "points": [point.to_dict() for point in self.points],
             "structure": [asdict(check) for check in self.structure],
         }

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from tfqat.export.edit import MATRIX_OPS
+from tfqat.export.edit import MATRIX_OPS, weight_codes
 from tfqat.export.expected import Expected, WeightCodes
 from tfqat.export.unsigned import saturating_products, scale_of_zeros
 from tfqat.models.graph import CALL
@@ -102,14 +102,16 @@ def _sums_do_not_saturate(graph: ir.Graph, expected: Expected) -> Iterable[str]:
 
 def _weights_are_int8_constants(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     for weight, node in _weight_nodes(graph, expected):
-        if _weight_codes(node).dtype != np.int8:
+        codes = weight_codes(node)
+        if codes is None or codes.dtype != np.int8:
             yield f"{weight.layer}/{weight.weight} is no int8 constant"
 
 
 def _weight_codes_are_the_models(graph: ir.Graph, expected: Expected) -> Iterable[str]:
     """Equal code for code; a channel may be negated as a whole, which folding a BatchNorm with a negative gamma does."""
     for weight, node in _weight_nodes(graph, expected):
-        found, wanted = _weight_codes(node), weight.codes.astype(np.int16)
+        found, wanted = weight_codes(node), weight.codes.astype(np.int16)
+        found = _array(node.inputs[0]) if found is None else found
         if _without_ones(found.shape) == _without_ones(wanted.shape):
             found = found.reshape(wanted.shape)  # a convolution over one axis is written as one over two, of which one has size 1
         if found.shape != wanted.shape:
@@ -202,18 +204,6 @@ def _weight_quantizers(graph: ir.Graph, expected: Expected) -> set[str]:
     """The Q nodes of weights that are written as floats."""
     makers = [node.inputs[0].producer() for _, node in _weight_nodes(graph, expected) if node.inputs[0] is not None]
     return {str(maker.name) for maker in makers if maker is not None and maker.op_type == Q}
-
-
-def _weight_codes(node: ir.Node) -> np.ndarray:
-    """The codes that a weight's DequantizeLinear reads: a constant, or what QuantizeLinear makes of one."""
-    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if maker is None or maker.op_type != Q:
-        return _array(node.inputs[0])
-    values, scale = _array(maker.inputs[0]), _array(maker.inputs[1])
-    if scale.ndim:
-        axis = maker.attributes.get_int("axis", 1)
-        scale = scale.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
-    return np.clip(np.rint(values / scale), -128, 127).astype(np.int8)
 
 
 def _casts(expected: Expected) -> tuple[str, ...]:

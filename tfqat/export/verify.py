@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,16 @@ import tensorflow as tf
 
 from tfqat.datasets import check_batch, inputs_of
 from tfqat.errors import DataError, ExportError
+from tfqat.export.cause import Explainer, Watch
 from tfqat.export.cut import OpenGraph
 from tfqat.export.executions import Codes
 from tfqat.export.expected import Expected, expected_of
+from tfqat.export.layouts import layout
+from tfqat.export.limits import FLOOR_FACTOR, LIMITS
 from tfqat.export.onnx import FOLD_BATCHNORM
-from tfqat.export.parity import FLOOR_FACTOR, LIMITS, CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.export.parity import CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.export.qdq_graph import load
+from tfqat.export.segments import keras_segments
 from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
@@ -58,13 +62,19 @@ def verify(qmodel: Any, onnx_path: str | Path, dataset: Iterable[Any], *, exampl
     seen = sum(comparison.add(batch) for batch in _limited(qmodel, dataset, examples))
     if not seen:
         raise DataError("verify: the data set is empty; expected at least one batch of inputs")
+    segments = keras_segments(qmodel)
+    points = tuple(replace(point, layers=segments.points[point.id]) for point in comparison.points())
+    explainer = Explainer(model=graph, expected=expected, segments=segments, watch=comparison.watch, output_names=qmodel.output_names)
+    output_divergence = explainer.outputs()
     return ParityReport(
         examples=seen,
         structure=structure,
-        points=comparison.points(),
+        points=points,
         outputs=comparison.output_parity(),
         local_output_difference=comparison.local_output_difference,
         remainder=form.remainder,
+        first_divergence=explainer.point(points) or output_divergence,
+        output_divergence=output_divergence,
     )
 
 
@@ -78,18 +88,9 @@ def verify_structure(qmodel: Any, path: Path) -> tuple[StructureCheck, ...]:
 
 
 def _graph_and_expected(qmodel: Any, path: Path) -> tuple[ir.Model, Expected]:
-    model = _load(path)
+    model = load(path)
     expected = expected_of(qmodel, fold_batchnorm=model.metadata_props.get(FOLD_BATCHNORM, "true") == "true")
     return model, replace(expected, form=Form.of(model.metadata_props))
-
-
-def _load(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise ExportError(f"ONNX file {path} does not exist")
-    try:
-        return ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise several types for a file that is no model.
-        raise ExportError(f"{path} is not an ONNX model: {error}") from error
 
 
 class _Comparison:
@@ -111,6 +112,7 @@ class _Comparison:
         self._outputs: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
         self._noise: list[float] = []
         self.local_output_difference = 0.0
+        self.watch = Watch(self._keras.points, LIMITS[form.remainder])
 
     def add(self, inputs: Any) -> int:
         """Compare one batch; returns its number of examples."""
@@ -120,16 +122,18 @@ class _Comparison:
         fed = self._form.feed(dict(zip(self._input_names, arrays, strict=True)))
         onnx_outputs, whole = self._whole(fed)
         if not self._layouts:
-            self._layouts = {name: _layout(codes[name], whole[name]) for name in codes}
+            self._layouts = {name: layout(codes[name], whole[name]) for name in codes}
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
         local_outputs, local = self._cut(fed, in_layout)
         if self._fused is not None:
             self._record("fused", local, self._fused(fed, in_layout)[1])
         self._record("local", in_layout, local)
+        self.watch.see({name: kinds["local"][-1] for name, kinds in self._found.items()}, codes, local, self._layouts)
         self._record("end_to_end", in_layout, whole)
         self._add_floors(inputs, codes, outputs)
         self._outputs.append((outputs, onnx_outputs))
         apart = [_relative_difference(one, other) for one, other in zip(outputs, local_outputs, strict=True)]
+        self.watch.see_outputs(outputs, local_outputs, apart)
         self.local_output_difference = float(np.max([self.local_output_difference, *apart]))  # NaN stays
         return len(arrays[0])
 
@@ -198,17 +202,6 @@ class _Comparison:
         except tf.errors.OpError:
             self._compiled = None
             return None
-
-
-def _layout(keras: np.ndarray, onnx: np.ndarray) -> tuple[int, ...]:
-    """The permutation from Keras's layout to the graph's, which leaves the batch axis; where several fit the shape, the one that agrees."""
-    permutations = [(0, *axes) for axes in itertools.permutations(range(1, keras.ndim))] if keras.ndim else [()]
-    fitting = [permutation for permutation in permutations if keras.transpose(permutation).shape == onnx.shape]
-    if not fitting:
-        raise ExportError(f"a tensor of shape {keras.shape} in Keras has the shape {onnx.shape} in the ONNX graph; expected the same axes")
-    if len(fitting) == 1:
-        return fitting[0]
-    return max(fitting, key=lambda permutation: CodeDifference.between(keras[:2].transpose(permutation), onnx[:2]).equal)
 
 
 def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:

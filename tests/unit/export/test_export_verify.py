@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from tfqat.errors import DataError, ExportError
+from tfqat.export.against import compare_graphs
 from tfqat.export.parity import ParityReport
 from tfqat.export.verify import verify
 
@@ -203,4 +204,12 @@ def test_two_inputs_and_two_outputs_by_name_or_in_order(tmp_path: Path) -> None:
     assert verify(qmodel, tmp_path / "model.onnx", [({"left": left, "right": right},)]).failures == ()
     (folder := tmp_path / "changed").mkdir()
     changed = tampered(tmp_path / "model.onnx", folder, "two/kernel/scale", lambda scale: scale * np.float32(1.01))
-    assert any("look behind the last point" in failure for failure in verify(qmodel, changed, [((right, left),)]).failures)
+    report = verify(qmodel, changed, [((right, left),)])
+    assert any("look behind the last point: 'two', made by 'two'" in failure for failure in report.failures)
+    assert report.output_divergence is not None and report.first_divergence == report.output_divergence
+    assert (report.output_divergence.point, report.output_divergence.kind) == ("two", "scale")
+    assert compare_graphs(tmp_path / "model.onnx", tmp_path / "model.onnx", [((right, left),)]).passed
+    found = compare_graphs(tmp_path / "model.onnx", changed, [{"left": left, "right": right}])
+    assert found.first_difference is not None and found.first_difference.point == "two"
+    with pytest.raises(DataError, match="a batch lacks the input 'left'"):
+        compare_graphs(tmp_path / "model.onnx", changed, [{"right": right}])
