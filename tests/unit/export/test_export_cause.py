@@ -14,9 +14,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from tfqat.engines import onnxruntime as runtime
-from tfqat.export import cut
 from tfqat.export.cause import Divergence, Explainer, Watch
+from tfqat.export.cut import OpenGraph
 from tfqat.export.executions import Codes
 from tfqat.export.expected import expected_of
 from tfqat.export.parity import CodeDifference, PointParity
@@ -235,15 +234,12 @@ class Keras:
             name: (0, 3, 1, 2)[: codes.ndim] if codes.ndim == 4 and name != "image" else range(codes.ndim)
             for name, codes in self.codes.items()
         }
-        session = runtime.session(cut.segmented(str(path), self.codes), literal=True)
-        fed = {f"given/{name}": np.ascontiguousarray(codes.transpose(layouts[name])) for name, codes in self.codes.items()}
-        names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(None, {"image": self.images, **fed}), strict=True))
-        local = {name: found[f"codes/{name}"] for name in self.codes}
+        fed = {name: np.ascontiguousarray(codes.transpose(layouts[name])) for name, codes in self.codes.items()}
+        (logits,), local = OpenGraph.segmented(path, self.codes)({"image": self.images}, fed)
         differences = {name: CodeDifference.between(self.codes[name].transpose(layouts[name]), local[name]) for name in self.codes}
         watch.see(differences, self.codes, local, layouts)
-        apart = np.abs(self.outputs[0] - found["logits"]).max() / np.abs(self.outputs[0]).max()
-        watch.see_outputs(self.outputs, [found["logits"]], [apart])
+        apart = np.abs(self.outputs[0] - logits).max() / np.abs(self.outputs[0]).max()
+        watch.see_outputs(self.outputs, [logits], [apart])
         segments = keras_segments(self.qmodel)
         none = CodeDifference()
         points = [

@@ -17,7 +17,7 @@ from tfqat.stages import engine
 
 def under_way(directory: Path, warnings: list[str], **settings: Any) -> Any:
     """A run at its last stage; no graph is at the path that it exported to."""
-    recipe = SimpleNamespace(compile=CompileConfig(**settings))
+    recipe = SimpleNamespace(compile=CompileConfig(**settings), target="tensorrt")
     return SimpleNamespace(
         inputs=SimpleNamespace(recipe=recipe, placement=SimpleNamespace(weights=())),
         directory=directory,
