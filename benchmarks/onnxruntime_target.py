@@ -51,9 +51,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=10_000, help="test images of Fashion-MNIST")
-    parser.add_argument(
-        "--emulated", type=int, default=1000, help="of them emulated, but for the target"
-    )
+    parser.add_argument("--emulated", type=int, default=1000, help="of them emulated, but for the target")
     parser.add_argument("--skip", choices=("speed", "rightness"))
     given = parser.parse_args()
     kept = True

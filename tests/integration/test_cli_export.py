@@ -25,6 +25,36 @@ def test_from_a_run_and_from_a_file(tiny_run: Any, tfqat_command: Callable[..., 
     assert ours.graph == own.graph
 
 
+def test_other_types_and_another_target(tiny_run: Any, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
+    options = ("--remainder", "float16", "--weights", "float", "--std", 255, "--external-data")
+    result = tfqat_command("export", tiny_run.directory, "-o", tmp_path / "a.onnx", *options)
+    assert result.code == 0, result.err
+    assert (tmp_path / "a.onnx.data").exists()
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    result = tfqat_command("export", tiny_run.directory, "-o", tmp_path / "b.onnx", "--target", "onnxruntime")
+    assert result.code == 0 and "2 layers, stem the first, are wrong on CPUs without VNNI" in " ".join(result.out.split())
+    result = tfqat_command("verify", tiny_run.directory, "--onnx", tmp_path / "b.onnx", "--examples", 50)
+    assert result.code == 1 and "stem: two products add up to 64770" in " ".join(result.out.split())
+
+
+def test_a_run_for_onnxruntime(tiny_project: Path, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
+    settings = ("--set", "export.target=onnxruntime", "--set", "ptq_only=true", "--out", tmp_path)
+    result = tfqat_command("run", tiny_project / "tiny.yaml", *settings)
+    assert result.code == 0, result.err
+    (run,) = tmp_path.iterdir()
+    bits = {point["id"]: point["spec"]["num_bits"] for point in json.loads((run / "placement.json").read_text())["points"]}
+    assert bits["stem/kernel"] == bits["head/kernel"] == 7 and bits["project/kernel"] == 8
+    assert json.loads((run / "engine.json").read_text())["message"].startswith("the graph is for ONNX Runtime")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert abs(metrics["onnx"]["accuracy"] - metrics["onnx_deployed"]["accuracy"]) <= 0.002
+    parity = json.loads((run / "parity.json").read_text())
+    assert parity["passed"] and parity["fused"]["codes"] > 1_000_000 and parity["fused"]["max_difference"] <= 1
+    result = tfqat_command("export", run, "-o", tmp_path / "again.onnx")
+    assert result.code == 0, result.err
+    assert onnx.load(tmp_path / "again.onnx").graph == onnx.load(run / "model.onnx").graph
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -34,6 +64,11 @@ def test_from_a_run_and_from_a_file(tiny_run: Any, tfqat_command: Callable[..., 
         (["float.keras", "--opset", "0"], "opset: expected at least 13; got 0"),
         (["float.keras", "--opset", "24"], "opset: expected at most 23; got 24"),
         (["float.keras", "--size", "5,x"], "size.1: expected a whole number; got 'x'"),
+        (["float.keras", "--target", "onnx"], "target: expected 'tensorrt' or 'onnxruntime'; got 'onnx'"),
+        (["float.keras", "--remainder", "half"], "remainder: expected 'float32' or 'float16'; got 'half'"),
+        (["float.keras", "--weights", "int4"], "weights: expected 'int8' or 'float'; got 'int4'"),
+        (["float.keras", "--mean", "1,x"], "pixels.mean.1: expected a number; got 'x'"),
+        (["float.keras", "--std", "0"], "pixels.std.0: expected more than 0.0; got 0"),
     ],
 )
 def test_wrong_input(

@@ -11,11 +11,12 @@ rounded once. Source: Jacob et al. 2018, section 3.2, for scales instead of weig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from tfqat.export.fold_forward import fold_in_front, obstacle_in_front
 from tfqat.models import graph as model_graph
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.numerics import TINY
@@ -44,11 +45,15 @@ class Codes:
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """What folding did: the codes of every quantized weight by layer, the new biases by layer, and each BatchNorm."""
+    """What folding did: the codes of every quantized weight by layer, the new biases by layer, and each BatchNorm.
+
+    `kernels` are those of float layers that have taken in the BatchNorm before them.
+    """
 
     codes: Mapping[str, Codes]
     biases: Mapping[str, np.ndarray]
     batch_norms: tuple[BatchNormResult, ...]
+    kernels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def dropped(self) -> frozenset[str]:
@@ -57,27 +62,46 @@ class Folded:
 
 
 def fold_batch_norms(qmodel: Any, *, enabled: bool = True) -> Folded:
-    """Fold every BatchNorm that comes right after a quantized product and is the only reader of its output.
+    """Fold every BatchNorm that comes right after a quantized product and is the only reader of its output, or before a float one.
 
     Args:
         qmodel: a calibrated quantized model; it is not changed.
         enabled: False folds none.
     """
     handles = {handle.point.source: handle for handle in state.handles(qmodel).values() if handle.weight is not None}
-    codes = {layer: _codes(handle) for layer, handle in handles.items()}
-    biases: dict[str, np.ndarray] = {}
-    results = []
-    graph = model_graph.read(qmodel)
-    layers = {layer.name: layer for layer in qmodel.layers}
-    for norm in (node for node in graph.nodes if node.class_name == "BatchNormalization" and node.name == node.layer):
-        source = graph.producer(norm.inputs[0])
-        obstacle = _obstacle(graph, norm, layers, handles) if enabled else "folding is switched off"
+    folding = _Folding(model_graph.read(qmodel), {layer.name: layer for layer in qmodel.layers}, handles)
+    norms = [node for node in folding.graph.nodes if node.class_name == "BatchNormalization" and node.name == node.layer]
+    results = [folding.fold(norm) if enabled else _kept(norm, "folding is switched off") for norm in norms]
+    return Folded(codes=folding.codes, biases=folding.biases, kernels=folding.kernels, batch_norms=tuple(results))
+
+
+class _Folding:
+    """The new numbers of layers, as one BatchNorm after another is folded."""
+
+    def __init__(self, graph: ModelGraph, layers: Mapping[str, Any], handles: Mapping[str, Handle]) -> None:
+        self.graph, self.layers, self.handles = graph, layers, handles
+        self.codes = {layer: _codes(handle) for layer, handle in handles.items()}
+        self.biases: dict[str, np.ndarray] = {}
+        self.kernels: dict[str, np.ndarray] = {}
+
+    def fold(self, norm: Node) -> BatchNormResult:
+        """Fold a BatchNorm into the product before it, or else into the one behind it, or keep it."""
+        source, layer = self.graph.producer(norm.inputs[0]).layer, self.layers[norm.layer]
+        obstacle = _obstacle(self.graph, norm, self.layers, self.handles)
         if not obstacle:
-            inner = layers[source.layer].layer
-            codes[source.layer], biases[source.layer] = _fold(codes[source.layer], inner, layers[norm.layer])
-        reason = obstacle or f"folded into the scales of {source.layer}"
-        results.append(BatchNormResult(node=norm.layer, folded=not obstacle, reason=reason))
-    return Folded(codes=codes, biases=biases, batch_norms=tuple(results))
+            self.codes[source], self.biases[source] = _fold(self.codes[source], self.layers[source].layer, layer)
+            return BatchNormResult(node=norm.layer, folded=True, reason=f"folded into the scales of {source}")
+        behind = obstacle_in_front(self.graph, norm, self.layers) if _normalizes_channels(layer) else None
+        if behind is None or behind:
+            return _kept(norm, f"{obstacle}, and {behind}" if behind else obstacle)
+        reader = self.graph.consumers(TensorRef(layer=norm.name))[0][0].layer
+        folded = fold_in_front(layer, self.layers[reader])
+        self.kernels[reader], self.biases[reader] = folded.kernel, folded.bias
+        return BatchNormResult(node=norm.layer, folded=True, reason=f"folded into the weight of {reader}")
+
+
+def _kept(norm: Node, reason: str) -> BatchNormResult:
+    return BatchNormResult(node=norm.layer, folded=False, reason=reason)
 
 
 def _codes(handle: Handle) -> Codes:

@@ -90,7 +90,7 @@ def export_onnx(
     with tf2onnx_adapter.quiet_converters():
         folded = fold_batch_norms(qmodel, enabled=fold_batchnorm)
         model, weight_inputs = with_fed_weights(
-            qmodel, lambda point: markers[point.id], clone=plain, biases=folded.biases, dropped=folded.dropped
+            qmodel, lambda point: markers[point.id], clone=plain, biases=folded.biases, dropped=folded.dropped, kernels=folded.kernels
         )
     form = form or Form()
     converted = tf2onnx_adapter.convert(model, opset=opset, markers=tuple(markers.values()))

@@ -208,7 +208,7 @@ def _view(
     return rules.view(
         graph,
         preset=config.preset,
-        target=config.target,
+        target=config.target or "tensorrt",
         skipped=skipped,
         forced=selected(graph, config.force, "force") if forced else (),
         custom={**declared, **given},

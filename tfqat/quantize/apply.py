@@ -96,6 +96,7 @@ def with_fed_weights(
     clone: Callable[..., Any] = model_graph.clone_layer,
     biases: Mapping[str, Any],
     dropped: Collection[str],
+    kernels: Mapping[str, Any] | None = None,
 ) -> tuple[Any, dict[str, str]]:
     """The float model of a quantized one, reading each quantized weight from an input of its own: what export converts.
 
@@ -107,6 +108,7 @@ def with_fed_weights(
         clone: makes the new layer of a layer, with changes to its configuration as keywords.
         biases: layer name -> the bias that the layer gets, in place of its own if it has one.
         dropped: names of layers to leave out, such as a BatchNorm that is folded into a weight and a bias.
+        kernels: layer name -> the kernel that a float layer gets, in place of its own.
 
     Returns:
         The model, whose further inputs follow its own, and weight point id -> the name of its input.
@@ -133,7 +135,8 @@ def with_fed_weights(
     trained = {layer.name: layer for layer in map(_inner, qmodel.layers) if layer.weights}
     for layer in model.layers:
         if layer.name in biases:
-            layer.set_weights([trained[layer.name].get_weights()[0], biases[layer.name]])  # of Keras's own layers the kernel is the first
+            kernel = (kernels or {}).get(layer.name, trained[layer.name].get_weights()[0])  # of Keras's own layers the kernel is the first
+            layer.set_weights([kernel, biases[layer.name]])
         elif layer.weights:
             _set_weights(layer, trained)
     return model, {point.id: weight.name for point, weight in fed.values()}

@@ -69,7 +69,7 @@ def _problem(model: type[BaseModel], detail: ErrorDetails) -> tuple[KeyPath, str
     if kind == "missing":
         field = _fields(block).get(str(path[-1])) if block else None
         return path, "missing" + (f"; expected: {field.description}" if field else "")
-    if kind == "narrow_weights":
+    if kind in ("narrow_weights", "two_targets"):
         return path, detail["msg"]
     expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else detail["msg"]
     return path, f"expected {expected}; got {shown(value)}{_nearest_choice(value, context)}"

@@ -82,9 +82,9 @@ class QuantizationConfig(Block):
     """The `quantization` block: which layers are quantized, and how."""
 
     preset: Preset = Field(default="selective", description="Placement rules: naive, hybrid, or selective (TensorRT's rules).")
-    target: Target = Field(
-        default="tensorrt",
-        description="What the placement is for: TensorRT, or ONNX Runtime's CPU kernels; a recipe's `export.target` sets both.",
+    target: Target | None = Field(
+        default=None,
+        description="What the placement is for: tensorrt, or onnxruntime, its CPU kernels; null: `export.target`, or tensorrt.",
     )
     weights: WeightsConfig = Field(default=WeightsConfig(), description="How weights are quantized.")
     activations: ActivationsConfig = Field(default=ActivationsConfig(), description="How activations are quantized.")

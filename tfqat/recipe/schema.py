@@ -246,17 +246,16 @@ class Recipe(Block):
     @classmethod
     def _is_for_one_target(cls, value: ExportConfig, info: ValidationInfo) -> ExportConfig:
         quantization = info.data.get("quantization")
-        if quantization is None or value.target is None or "target" not in quantization.model_fields_set:
-            return value
-        if value.target != quantization.target:
-            message = "the placement is for {target}: give one of quantization.target and export.target"
-            raise PydanticCustomError("two_targets", message, {"target": quantization.target, "path": ("export", "target")})
+        placed = quantization.target if quantization else None
+        if None not in (placed, value.target) and placed != value.target:
+            message = "quantization.target is {target}: leave out one of the two; got {given}"
+            raise PydanticCustomError("two_targets", message, {"target": placed, "given": value.target, "path": ("export", "target")})
         return value
 
     @property
     def target(self) -> Target:
         """What the placement and the graph are for."""
-        return self.export.target or self.quantization.target
+        return self.export.target or self.quantization.target or "tensorrt"
 
     @property
     def placement_config(self) -> QuantizationConfig:

@@ -47,6 +47,8 @@ def compile_model(
 
             out = out or onnx.with_suffix(".plan")
             onnx = export_source(onnx, Path(folder) / "model.onnx", unsafe=unsafe).path
+        if not as_json:
+            _lint(onnx)
         report = compile_engine(
             onnx,
             out,
@@ -74,6 +76,22 @@ def compile_model(
         for command in report.commands:
             console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
     console.print(report.message or report.status, markup=False, highlight=False, soft_wrap=True)
+
+
+def _lint(onnx: Path) -> None:
+    """Say before the build what TensorRT will not parse or run in INT8; what is no Q/DQ graph is left to the build."""
+    from rich.console import Console
+
+    from tfqat.errors import PlacementError
+    from tfqat.placement.lint import lint_onnx
+
+    try:
+        found = [finding for finding in lint_onnx(onnx) if finding.severity == "finding" and finding.rule != "dynamic-axes"]
+    except PlacementError:
+        return
+    for finding in found:
+        text = f"lint: {finding.layer} ({finding.rule}): {finding.message}; {finding.fix}"
+        Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _shapes(options: Sequence[str]) -> dict[str, tuple[tuple[int, ...], ...]]:

@@ -116,7 +116,7 @@ OBSTACLES = {
     "read elsewhere too": "the output of op is read elsewhere too",
     "also an output": "the output of op is read elsewhere too",
     "an activation between": "op before it is no product without activation",
-    "no product before it": "image before it has no quantized weight",
+    "no product before it": "image before it has no quantized weight, and its output is read as int8 codes",
     "training": "it is called with training=True",
     "another axis": "it normalizes another axis than the channels",
     "normalizes another tensor too": "it normalizes other tensors than the output of op too",

@@ -300,7 +300,9 @@ def test_a_batch_norm_without_a_convolution_stays_and_says_so(tmp_path: Path) ->
 
     qmodel = calibrated(network((8, 8, 3), lambda k: [k.ReLU(name="relu"), k.BatchNormalization(name="bn"), k.Conv2D(4, 3, name="op")]))
     report = tfqat.export_onnx(qmodel, tmp_path / "model.onnx")
-    assert [(result.folded, result.reason) for result in report.batch_norms] == [(False, "relu before it has no quantized weight")]
+    assert [(result.folded, result.reason) for result in report.batch_norms] == [
+        (False, "relu before it has no quantized weight, and its output is read as int8 codes")
+    ]
     assert_same_function(qmodel, tmp_path / "model.onnx")
 
 

@@ -33,7 +33,7 @@ DEFAULTS = {
     "replace": [],
     "quantization": {
         "preset": "selective",
-        "target": "tensorrt",
+        "target": None,
         "weights": {"num_bits": 8, "calibrator": "max", "granularity": "per_channel"},
         "activations": {"num_bits": 8, "calibrator": "percentile", "percentile": 99.99},
         "skip": [],
