@@ -46,7 +46,7 @@ class Proof:
 
 
 def verify_run(
-    run_directory: Path, onnx: Path | None = None, *, examples: int = 1000, max_drop: float = MAX_DROP, unsafe: bool = False
+    run_directory: Path, onnx: Path | None = None, *, examples: int = 1000, max_drop: float | None = None, unsafe: bool = False
 ) -> Proof:
     """Compare an exported graph with the model that a run exported, on the run's test data.
 
@@ -57,7 +57,8 @@ def verify_run(
         run_directory: the directory of a run.
         onnx: the graph; None takes the run's own.
         examples: how many examples to compare.
-        max_drop: how far the recipe's first metric may differ between the model and the graph as it is written.
+        max_drop: how far the recipe's first metric may differ between the model and the graph as it is written; None: 0.0002, or what two
+            examples are worth if that is more.
         unsafe: also load Lambda layers, whose Python code comes from the model file and can do anything.
 
     Raises:

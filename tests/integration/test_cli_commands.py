@@ -171,7 +171,7 @@ def test_verify_as_json(tiny_run: Any, tfqat_command: Callable[..., Any]) -> Non
     assert set(report) >= {"local", "end_to_end", "noise_floor", "outputs", "points", "structure"}
     assert report["first_divergence"] is None
     metrics = report["metrics"]
-    assert (metrics["examples"], metrics["first"], metrics["max_drop"], metrics["difference"]) == (50, "accuracy", 0.0002, 0.0)
+    assert (metrics["examples"], metrics["first"], metrics["max_drop"], metrics["difference"]) == (50, "accuracy", 0.04, 0.0)
     assert set(metrics["keras"]) == set(metrics["graph"]) == set(metrics["deployed"]) == {"loss", "accuracy"}
 
 

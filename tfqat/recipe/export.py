@@ -24,7 +24,7 @@ class ExportConfig(Block):
     fold_batchnorm: bool = Field(default=True, description="Fold each BatchNorm into the weight scales of the layer before it.")
     target: Target | None = Field(
         default=None,
-        description="What the graph is for: tensorrt (int8), or onnxruntime, its CPU kernels (that grid as uint8); null: as `quantization`.",
+        description="What the graph is for: tensorrt (int8), or onnxruntime, its CPU kernels (uint8); null: as `quantization`.",
     )
     remainder: Literal["float32", "float16"] = Field(
         default="float32", description="Type of what is not quantized; TensorRT 11 computes in the type that is written."

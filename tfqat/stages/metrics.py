@@ -22,6 +22,9 @@ from tfqat.training.evaluate import check_metrics, evaluate_outputs, make_loss
 MAX_DROP = 0.0002
 """How far the first metric of the graph may be from the model's: 0.02 points of an accuracy."""
 
+TIES = 2
+"""So many examples may fall the other way in any case: one whose largest entries are a rounding apart is no fault."""
+
 _BATCH = 50
 _ROUNDING = 1e-9  # of a difference of two metrics, in float64
 
@@ -82,8 +85,8 @@ class Measuring:
                 self._add(batch)
             yield batch
 
-    def result(self, training: TrainingConfig, *, max_drop: float) -> GraphMetrics:
-        """The loss and metrics of a recipe, or why they were skipped."""
+    def result(self, training: TrainingConfig, *, max_drop: float | None = None) -> GraphMetrics:
+        """The loss and metrics of a recipe, or why they were skipped; max_drop None: MAX_DROP, or two examples' worth if that is more."""
         if self._skipped or not self._targets:
             return GraphMetrics(skipped=self._skipped or "the data set is empty")
         try:
@@ -104,7 +107,9 @@ class Measuring:
         losses = {"loss", *(f"{output}_loss" for output in names)}
         first = next((name for name in found["keras"] if name not in losses), "loss")
         keras, graph, deployed = (found[name] for name in ("keras", "graph", "deployed"))
-        return GraphMetrics(examples=len(joined["keras"][0]), keras=keras, graph=graph, deployed=deployed, first=first, max_drop=max_drop)
+        examples = len(joined["keras"][0])
+        allowed = max(MAX_DROP, TIES / examples) if max_drop is None else max_drop
+        return GraphMetrics(examples=examples, keras=keras, graph=graph, deployed=deployed, first=first, max_drop=allowed)
 
     @float32_policy()
     def _add(self, batch: Any) -> None:

@@ -24,8 +24,9 @@ def verify(
     ] = None,
     examples: Annotated[int, typer.Option("--examples", min=1, help="How many examples to compare; at most 100 of noise.")] = 1000,
     max_drop: Annotated[
-        float, typer.Option("--max-drop", min=0, help="How far the recipe's first metric may differ between Keras and the graph.")
-    ] = 0.0002,  # stages.metrics.MAX_DROP, which would load TensorFlow for --help
+        float | None,
+        typer.Option("--max-drop", min=0, help="How far the first metric of Keras and graph may differ; default: 0.0002, or two examples."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     unsafe: Unsafe = False,
 ) -> None:
