@@ -20,7 +20,7 @@ from tfqat.recipe.load import load_recipe
 from tfqat.recipe.schema import Recipe
 from tfqat.run_directory import exported_model, read_json
 from tfqat.run_places import loaded_at_place
-from tfqat.stages.metrics import MAX_DROP, GraphMetrics, Measuring
+from tfqat.stages.metrics import GraphMetrics, Measuring
 
 
 @dataclass(frozen=True, kw_only=True)

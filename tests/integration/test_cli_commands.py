@@ -293,6 +293,19 @@ def test_compile_prints_the_precision_of_every_layer(tiny_onnx: Path, tmp_path: 
 
 
 @needs_rtx
+def test_compile_says_first_what_the_linter_finds(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
+    proto = onnx.load(tiny_onnx)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(3, np.int8), "three"))
+    for node in proto.graph.node:
+        if node.name in ("pool/Q", "pool/DQ"):
+            node.input[2] = "three"
+    onnx.save(proto, str(tmp_path / "broken.onnx"))
+    result = tfqat_command("compile", tmp_path / "broken.onnx", "--target", "SM86")
+    assert result.code == 2
+    assert "lint: pool/Q (zero-point): " in result.err and result.err.index("lint: ") < result.err.index("error: ")
+    assert [file.name for file in tmp_path.iterdir()] == ["broken.onnx"]
+
+
 def test_compile_as_json(tiny_onnx: Path, tmp_path: Path, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command("compile", tiny_onnx, "-o", tmp_path / "net.plan", "--target", "SM89", "--batch", 1, 2, 4, "--strict", "--json")
     assert result.code == 0

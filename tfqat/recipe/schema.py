@@ -271,7 +271,9 @@ class Recipe(Block):
     @classmethod
     def _engine_takes_the_weights(cls, value: CompileConfig, info: ValidationInfo) -> CompileConfig:
         """Here, and not after the whole recipe, so that it is reported along with the errors of other blocks."""
-        quantization = info.data.get("quantization")
+        quantization, export = info.data.get("quantization"), info.data.get("export")
+        if "onnxruntime" in (quantization and quantization.target, export and export.target):
+            return value  # no engine is built then
         if value.enabled and quantization and (narrow := quantization.narrow_weights()):
             path, bits = next(iter(narrow.items()))
             message = "TensorRT has no convolution below 8 bits; set compile.enabled: false, or 8 bits; got {bits}"

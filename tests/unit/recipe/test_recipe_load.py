@@ -122,6 +122,10 @@ BROKEN_BLOCKS = {
         "compile: {compute_capabilities: [SM86, '8.9']}\n",
         ["x.yaml:12: compile.compute_capabilities.1: expected text that matches ^SM\\d{2,3}$; got '8.9'"],
     ),
+    "placement for one target, graph for the other": (
+        "quantization: {target: tensorrt}\nexport: {target: onnxruntime}\n",
+        ["x.yaml:13: export.target: quantization.target is tensorrt: leave out one of the two; got onnxruntime"],
+    ),
     "4 bits and an engine": (
         "quantization:\n  weights:\n    num_bits: 4\n",
         [
