@@ -77,9 +77,10 @@ KINDS = ("local", "end_to_end", "floor")
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """`parity.json`: agreements by kind (local, end_to_end, floor), for the graph (`compiled`, `perturbed` too) and each QPoint.
+    """`parity.json`: agreements by kind (local, end_to_end, floor), for the graph (`compiled`, `perturbed`, `fused` too) and each QPoint.
 
     `local_output_difference` is that of the outputs from the same codes, as a share of the largest output; None if not measured.
+    `first_divergence` names the first point beyond its limits, its layers and the likely cause; empty if there is none.
     """
 
     examples: int
@@ -90,21 +91,31 @@ class Parity:
     structure: tuple[StructureCheck, ...]
     limits: Mapping[str, Any]
     local_output_difference: float | None = None
+    first_divergence: str = ""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Parity:
         """Reads the JSON object."""
-        names = (*zip(KINDS, ("local", "end_to_end", "noise_floor"), strict=True), ("compiled", "compiled"), ("perturbed", "perturbed"))
+        names = (
+            *zip(KINDS, ("local", "end_to_end", "noise_floor"), strict=True),
+            ("compiled", "compiled"),
+            ("perturbed", "perturbed"),
+            ("fused", "fused"),
+        )
+        divergence = data.get("first_divergence") or {}
         checks = data.get("structure") or ()
         return cls(
             examples=data["examples"],
             passed=bool(data["passed"]),
-            total={kind: Agreement.find(data.get(name) or {}) for kind, name in names},
+            total={kind: Agreement.find(data.get(name) or {}) for kind, name in names if (data.get(name) or {}).get("codes") != 0},
             points={row["id"]: {kind: Agreement.find(row, f"{kind}_") for kind in KINDS} for row in data.get("points") or ()},
             outputs=numbers(data.get("outputs")),
             structure=tuple(StructureCheck(rule=row["rule"], passed=bool(row["passed"]), detail=row.get("detail") or "") for row in checks),
             limits=data.get("limits") or {},
             local_output_difference=data.get("local_output_difference"),
+            first_divergence=f"{divergence['point']}, made by {', '.join(divergence['layers'])}: {divergence['cause']}"
+            if divergence
+            else "",
         )
 
 
@@ -118,6 +129,7 @@ class EngineLayer:
     outputs: tuple[str, ...]
     int8: bool
     kernel: str = ""
+    fused_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +140,9 @@ class EngineTarget:
     layers: tuple[EngineLayer, ...]
     seconds: float | None = None
     size_bytes: int | None = None
+    kernels: int | None = None
+    reformats: int | None = None
+    int8_macs: float | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EngineTarget:
@@ -140,10 +155,12 @@ class EngineTarget:
                 outputs=tuple(row.get("outputs") or ()),
                 int8=bool(row["int8"]),
                 kernel=row.get("kernel") or "",
+                fused_with=tuple(row.get("fused_with") or ()),
             )
             for row in data.get("layers") or ()
         )
-        return cls(target=data["target"], layers=layers, seconds=data.get("seconds"), size_bytes=data.get("size_bytes"))
+        known = {key: data.get(key) for key in ("seconds", "size_bytes", "kernels", "reformats", "int8_macs")}
+        return cls(target=data["target"], layers=layers, **known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +172,14 @@ class Engine:
     status: str
     message: str
     targets: tuple[EngineTarget, ...]
+    commands: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Engine:
         """Reads the JSON object."""
         texts = {name: str(data.get(name) or "") for name in ("backend", "version", "message")}
-        return cls(status=data["status"], targets=tuple(EngineTarget.from_dict(row) for row in data.get("targets") or ()), **texts)
+        targets = tuple(EngineTarget.from_dict(row) for row in data.get("targets") or ())
+        return cls(status=data["status"], targets=targets, commands=tuple(data.get("commands") or ()), **texts)
 
 
 @dataclass(frozen=True, kw_only=True)

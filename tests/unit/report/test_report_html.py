@@ -326,9 +326,30 @@ def test_failed_parity_is_marked(full_run):
 
 def test_engine_table_puts_targets_side_by_side(full_run):
     rows = cells(write_report(full_run).read_text(), "engine")
-    assert ["SM86", "1 of 2", "2.1 s", "412 kB"] in rows
+    assert ["SM86", "1 of 2", "–", "–", "–", "2.1 s", "412 kB"] in rows
     assert ["block", "Conv", "Int8 × Int8 → Int8imma", "Int8 × Int8 → Int8imma"] in rows
     assert ["logits", "MatMul", "Float × Float → Float", "Float × Float → Float"] in rows
+
+
+def test_engine_table_has_kernels_fusions_and_commands(full_run):
+    built = engine()
+    layer = {**built["targets"][0]["layers"][0], "fused_with": ["block_relu", "pool/Q"]}
+    built["targets"] = [{**built["targets"][0], "kernels": 11, "reformats": 2, "int8_macs": 0.98765, "layers": [layer]}]
+    page = write_report(write_run(full_run, engine={**built, "commands": ["trtexec --onnx=a <b>"]})).read_text()
+    rows = cells(page, "engine")
+    assert ["SM86", "1 of 1", "98.76%", "11", "2", "2.1 s", "412 kB"] in rows
+    assert ["block", "Conv", "Int8 × Int8 → Int8imma, with block_relu, pool/Q"] in rows
+    assert "<pre>trtexec --onnx=a &lt;b&gt;</pre>" in section(page, "engine")
+
+
+def test_parity_names_the_first_divergence_and_shows_the_fused_kernels(full_run):
+    divergence = {"point": "add", "layers": ["project", "add"], "cause": "bias of 'project'"}
+    fused = {"equal": 0.99971, "max_difference": 1, "codes": 100}
+    page = write_report(write_run(full_run, parity={**parity(), "first_divergence": divergence, "fused": fused})).read_text()
+    assert "The first point that diverges: add, made by project, add: bias of &#39;project&#39;." in section(page, "parity")
+    assert ["ONNX Runtime's fused kernels against the literal graph", "99.9710%", "1"] in cells(page, "parity")
+    page = write_report(write_run(full_run, parity={**parity(), "fused": {**fused, "codes": 0}})).read_text()
+    assert "fused kernels" not in section(page, "parity") and "diverges" not in section(page, "parity")
 
 
 def test_layer_that_is_float_against_the_plan_is_named(full_run):
