@@ -11,7 +11,8 @@
     ├── WorkerError            a process of a distributed run that is missing, was lost, or cannot be set up
     ├── ExportError            a graph that cannot be exported, or that breaks a rule of the exported form
     ├── EngineError            an engine that cannot be built or run
-    └── RunDirectoryError      a run directory that cannot be written or read
+    ├── RunDirectoryError      a run directory that cannot be written or read
+    └── ProjectError           a new project that cannot be written, mostly because a file of it is there already
 
 The command line prints the message of any of them and ends with exit code 2.
 """
@@ -72,6 +73,10 @@ class EngineError(TfqatError):
 
 class RunDirectoryError(TfqatError):
     """A run directory cannot be written or read."""
+
+
+class ProjectError(TfqatError):
+    """A new project cannot be written: a file of it is there already, or the folder cannot be written."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

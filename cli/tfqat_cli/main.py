@@ -10,7 +10,7 @@ import typer
 
 from tfqat import __version__
 from tfqat.errors import TfqatError
-from tfqat_cli.commands import bench, calibrate, doctor, export, lint, plan, report, run, schema, sensitivity, verify
+from tfqat_cli.commands import bench, calibrate, doctor, export, init, lint, plan, report, run, schema, sensitivity, verify
 from tfqat_cli.commands import compile as compile_command
 
 EXIT_ERROR = 2
@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="INT8 models for TensorRT from trained Keras models."
 )
 app.command("run")(run.run)
+app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("lint")(lint.lint)
 app.command("calibrate")(calibrate.calibrate)

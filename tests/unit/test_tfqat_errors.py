@@ -22,6 +22,7 @@ TREE = {
     "ExportError": "TfqatError",
     "EngineError": "TfqatError",
     "RunDirectoryError": "TfqatError",
+    "ProjectError": "TfqatError",
 }
 
 

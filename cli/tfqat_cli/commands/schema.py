@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
 
 def schema() -> None:
     """Print the JSON Schema of recipes."""
-    from tfqat.recipe.schema import Recipe
+    from tfqat.recipe.json_schema import schema_text
 
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    typer.echo(schema_text(), nl=False)
