@@ -79,6 +79,11 @@ class ProjectError(TfqatError):
     """A new project cannot be written: a file of it is there already, or the folder cannot be written."""
 
 
+def add_note(error: BaseException, text: str) -> None:
+    """`error.add_note(text)`, which Python 3.10 lacks: the note goes into `__notes__`, where later versions keep and print it."""
+    error.__notes__ = [*getattr(error, "__notes__", ()), text]  # type: ignore[attr-defined]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name nearest to `name`, or the empty string if none is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the parent cannot be made or written.
         """
-        started = datetime.now(UTC)
+        started = datetime.now(timezone.utc)
         stem = f"{name}-{started:%Y%m%dT%H%M%SZ}"
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +81,7 @@ class RunDirectory:
         for left in path.glob(f"{files.TEMPORARY}*"):
             left.unlink()
         directory = cls(path, manifest)
-        directory._manifest.setdefault("resumed", []).append(datetime.now(UTC).isoformat(timespec="seconds"))
+        directory._manifest.setdefault("resumed", []).append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
         return directory
 
     def __truediv__(self, name: str) -> Path:
@@ -92,12 +91,12 @@ class RunDirectory:
         """Write the manifest of a run that has ended, with the checksum of every file but the log, itself, and those left out."""
         skipped = {MANIFEST, LOG, *leaving_out}
         paths = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name not in skipped)
-        self._manifest["sha256"] = {str(path.relative_to(self.path)): _sha256(path) for path in paths}
+        self._manifest["sha256"] = {str(path.relative_to(self.path)): files.sha256(path) for path in paths}
         self.mark("complete", stage="report")
 
     def mark(self, status: str, *, stage: str) -> None:
         """Write the manifest with the status and the stage that is under way, or was the last."""
-        self._manifest.update(status=status, stage=stage, changed=datetime.now(UTC).isoformat(timespec="seconds"))
+        self._manifest.update(status=status, stage=stage, changed=datetime.now(timezone.utc).isoformat(timespec="seconds"))
         files.write_json(self.path / MANIFEST, self._manifest)
 
     def discard(self) -> None:
@@ -110,7 +109,7 @@ class RunDirectory:
         with (self.path / LOG).open("a", encoding="utf-8") as stream:
 
             def write(text: str) -> None:
-                stream.write(f"{datetime.now(UTC):%H:%M:%S} {text}\n")
+                stream.write(f"{datetime.now(timezone.utc):%H:%M:%S} {text}\n")
                 stream.flush()
 
             yield write
@@ -151,11 +150,6 @@ def _new_folder(parent: Path, stem: str) -> Path:
             path.mkdir()
             return path
     raise RunDirectoryError(f"{parent} holds 999 runs of the same second")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +24,7 @@ def loaded_at_place(directory: Path, load: Callable[[Origin], T], *, unsafe: boo
     """
     failures: list[DataError | RecipeError] = []
     for working_directory, origin in places(directory, unsafe=unsafe):
-        with contextlib.chdir(working_directory):
+        with _working_in(working_directory):
             try:
                 found = load(origin)
             except (DataError, RecipeError) as error:
@@ -40,3 +41,14 @@ def places(directory: Path, *, unsafe: bool = False) -> list[tuple[Path, Origin]
     recorded = Path(manifest.get("working_directory", "")), Path(manifest.get("recipe_folder", ""))
     places = [recorded] if all(folder.is_absolute() and folder.is_dir() for folder in recorded) else []
     return [(working, Origin(file=file, folder=folder, unsafe=unsafe)) for working, folder in [*places, (Path.cwd(), directory)]]
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """`contextlib.chdir`, which Python 3.10 lacks."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

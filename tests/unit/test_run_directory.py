@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import subprocess
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,10 @@ def test_is_named_for_the_recipe_and_the_utc_time(frozen: None, tmp_path: Path) 
 
 
 def test_the_time_is_utc(tmp_path: Path) -> None:
-    before = datetime.now(UTC).replace(microsecond=0)
+    before = datetime.now(timezone.utc).replace(microsecond=0)
     stamp = re.fullmatch(r"fashion_mnist-(\d{8}T\d{6}Z)", create(tmp_path).path.name)
     assert stamp
-    assert before <= datetime.strptime(stamp[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) <= datetime.now(UTC)
+    assert before <= datetime.strptime(stamp[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc) <= datetime.now(timezone.utc)
 
 
 def test_runs_of_the_same_second_are_kept_apart(frozen: None, tmp_path: Path) -> None:

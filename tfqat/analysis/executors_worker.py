@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tfqat.errors import TfqatError
+from tfqat.errors import TfqatError, add_note
 
 if TYPE_CHECKING:
     from tfqat.analysis.bench import Bench, Change, Level, Levels
@@ -92,7 +92,7 @@ def _guarded(function: Callable[[], Any]) -> Outcome:
 
 def _pickled(error: Exception) -> bytes:
     """The exception with its traceback as a note; a TfqatError with its message where it cannot be pickled."""
-    error.add_note(f"In a worker of sensitivity.executor:\n{''.join(traceback.format_exception(error))}")
+    add_note(error, f"In a worker of sensitivity.executor:\n{''.join(traceback.format_exception(error))}")
     with contextlib.suppress(Exception):  # whatever a foreign class raises when it is pickled
         data = pickle.dumps(error)
         copy = pickle.loads(data)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from tfqat import __version__
+from tfqat import __version__, files
 from tfqat.engines.graph import SourceGraph
 from tfqat.engines.profile import Profile
 from tfqat.engines.report import TargetReport
@@ -30,8 +29,7 @@ def engine_metadata(
         backend, version: What built it.
         gpu: The name of the GPU that it was built on, if that is what it was built for.
     """
-    with plan.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = files.sha256(plan)
     return {
         "onnx": {"file": graph.path.name, "sha256": graph.sha256, "metadata": dict(graph.metadata)},
         "engine": {"file": Path(target.engine_path or plan).name, "sha256": digest, "size_bytes": target.size_bytes},

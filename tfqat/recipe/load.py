@@ -197,12 +197,13 @@ class _Document:
                 self.report(path, "a key must be text, not a list or a mapping", origin(key_node))
                 continue
             key = str(key_node.value)
+            at = (*path, key)
             if key in result:
-                first = self._origins[*path, key].label
-                self.report((*path, key), f"duplicate key; the first is at {first}", origin(key_node))
+                first = self._origins[at].label
+                self.report(at, f"duplicate key; the first is at {first}", origin(key_node))
                 continue
-            self._origins[*path, key] = origin(key_node)
-            result[key] = self._value(value_node, (*path, key), origin)
+            self._origins[at] = origin(key_node)
+            result[key] = self._value(value_node, at, origin)
         return result
 
 

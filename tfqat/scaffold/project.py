@@ -51,7 +51,7 @@ def new_project(model: Path, folder: Path, *, converted: Converted | None = None
     """
     if is_reference(model):
         raise ModelError(
-            f"{str(model)!r} is a function: init takes a model's file. Save the model that it returns, or write it as model.source of a recipe"
+            f"{str(model)!r} is a function, and init takes a model's file: save the model that it returns, or name it as model.source"
         )
     check_new(folder, (RECIPE, SCHEMA_FILE, DATA))  # before the model is loaded, which takes seconds
     loaded = load_model(model, unsafe=unsafe)
@@ -78,7 +78,7 @@ def new_recipe(folder: Path, converted: Converted) -> Project:
 
 
 def _found(names: Iterable[str], model: Any) -> dict[str, str | None]:
-    """Name of a PyTorch module -> the pattern that selects layers of the model: the name, or as a path of nested models; None if none does."""
+    """Name of a PyTorch module -> the pattern that selects layers of the model: the name, or the path that it spells; None if none does."""
     layers = [(node.layer, node.class_name) for node in graph.read(model).nodes]
 
     def selects(pattern: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfqat import files
 from tfqat.datasets import Data, reading
-from tfqat.errors import RunDirectoryError, TfqatError, WorkerError
+from tfqat.errors import RunDirectoryError, TfqatError, WorkerError, add_note
 from tfqat.inputs import Inputs, Origin, custom_objects
 from tfqat.progress import Advance, Progress
 from tfqat.quantize.load import load_model
@@ -142,7 +142,8 @@ class Run:
             return
         with contextlib.suppress(RunDirectoryError):  # a full disk is the error already
             self.directory.mark("incomplete", stage=self.stage_name)
-        error.add_note(
+        add_note(
+            error,
             f"what the run had made is kept in {self.directory.path}, whose manifest.json says `incomplete`; "
-            f"`--resume {self.directory.path}` goes on from there"
+            f"`--resume {self.directory.path}` goes on from there",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tfqat.placement.lint import Finding
 
 
-class Format(StrEnum):
+class Format(str, Enum):
     """How the findings are printed."""
 
     table = "table"

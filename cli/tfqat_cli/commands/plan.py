@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tfqat.recipe.schema import Recipe
 
 
-class Format(StrEnum):
+class Format(str, Enum):
     """What is shown."""
 
     tree = "tree"
@@ -26,7 +26,7 @@ class Format(StrEnum):
     onnx = "onnx"
 
 
-class Preset(StrEnum):
+class Preset(str, Enum):
     """The presets of placement."""
 
     selective = "selective"
