@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pprint
 
-from tfqat.scaffold.guess import Facts, Output
+from tfqat.scaffold.facts import Facts, Output
 
 FREE_SIZES = {1: 16, 2: 64, 3: 16}
 """The length that stands for a free axis in the random numbers, by the number of axes that are not channels: tokens, pixels, voxels."""

@@ -14,62 +14,16 @@ so outputs that would want different ones get the mean squared error, which fits
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from tfqat.models import graph
-
-Labels = Literal["classes", "binary", "numbers"]
+from tfqat.scaffold.facts import Facts, Labels, Loss, Output, Port
 
 _PASSING = ("Reshape", "Flatten", "Permute", "Dropout")
 """Layers behind the last activation that change no value."""
 
 _BY_ACTIVATION: Mapping[str, Labels] = {"softmax": "classes", "sigmoid": "binary"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """An input of a model: the shape of one example, None for a free axis, and the type of its values."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """An output of a model, and what its labels are taken to be.
-
-    `activation` is that of the last layer, `linear` if it has none.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    activation: str
-    labels: Labels
-
-    @property
-    def units(self) -> int | None:
-        """The length of the last axis."""
-        return self.shape[-1] if self.shape else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """A loss as a recipe spells it, with a metric for it, and why it is the guess."""
-
-    yaml: str
-    metric: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a model takes and returns, and the guessed loss."""
-
-    inputs: tuple[Port, ...]
-    outputs: tuple[Output, ...]
-    loss: Loss
 
 
 def facts_of(model: Any) -> Facts:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfqat.recipe.json_schema import MODELINE
 from tfqat.recipe.super_gradients import Converted
-from tfqat.scaffold.guess import Loss
+from tfqat.scaffold.facts import Loss
 
 WIDTH = 120
 

@@ -38,12 +38,14 @@ def init(
         _say_next(project, ("tfqat plan recipe.yaml", "where quantizers go"), ("tfqat run recipe.yaml", "about two minutes on 2 CPU cores"))
         return
     converted = _converted(from_) if from_ is not None else None  # before TensorFlow starts, which takes seconds
-    from tfqat.scaffold.project import new_project, new_recipe
-
     folder = out or Path()
     if model is not None:
+        from tfqat.scaffold.from_model import new_project
+
         project = new_project(model, folder, converted=converted, unsafe=unsafe)
     elif converted is not None:
+        from tfqat.scaffold.project import new_recipe
+
         project = new_recipe(folder, converted)
     _say_written(project)
     if converted is not None:
