@@ -1,4 +1,4 @@
-"""What is known of a model when a project is made for it: its inputs, its outputs with what their labels are taken to be, the guessed loss."""
+"""What is known of a model that a project is made for: inputs, outputs with what their labels are taken to be, the guessed loss."""
 
 from __future__ import annotations
 

@@ -1,30 +1,34 @@
-"""`tfqat doctor`: what is installed and what can be used here."""
+"""`tfqat doctor`: what is installed, what can be used here, and how to get the rest; exit code 1 if something needed is missing."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import typer
+
+_STYLES = {"ok": "green", "note": "yellow", "missing": "bold red"}
+
 
 def doctor() -> None:
-    """Print the versions of everything that results depend on, and the backends that are usable here."""
+    """Print the versions of everything that results depend on, what is usable here, and how to get what is missing."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from tfqat import __version__
-    from tfqat.engines.compile import usable_backends
-    from tfqat.engines.onnxruntime import cpu_has_vnni
-    from tfqat.run_directory import versions
+    from tfqat.doctor import examine
 
+    checks = examine(Path.cwd())
     table = Table(title=f"tfqat {__version__}")
-    table.add_column("part")
-    table.add_column("version or state")
-    for name, version in versions().items():
-        table.add_row(name, version)
-    table.add_section()
-    for name, state in usable_backends().items():
-        table.add_row(f"backend {name}", state)
-    vnni = cpu_has_vnni()
-    text = {
-        True: "yes: fused int8 kernels are exact",
-        False: "no: fused int8 kernels saturate 16-bit sums; judge accuracy by the literal run",
-    }
-    table.add_row("CPU has VNNI", "not known" if vnni is None else text[vnni])
-    Console().print(table)
+    for column in ("part", "version or state", "what to do"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        # As Text: `pip install tfqat[ray]` is no markup.
+        table.add_row(Text(check.part), Text(check.state, style=_STYLES[check.level]), Text(check.advice))
+    console = Console()
+    console.print(table)
+    missing = [check.part for check in checks if check.level == "missing"]
+    if missing:
+        console.print(f"not usable before this is put right: {', '.join(missing)}", style="bold red")
+        raise typer.Exit(1)
+    console.print("ready: nothing that tfqat needs is missing")
