@@ -52,16 +52,16 @@ LABELS = {label_table}  # name: shape of one label, number of classes or None
 
 
 def random_numbers() -> tf.data.Dataset:
-    """Random numbers of the right shapes and types: they prove that a run gets through, and say nothing about accuracy."""
+    """One batch of random numbers, again and again: it proves that a run gets through, and says nothing about accuracy."""
     print("data.py: RANDOM NUMBERS in the place of data; every range and every accuracy of this run is meaningless", file=sys.stderr)
-    rng, examples = np.random.default_rng(0), 4 * BATCH_SIZE
+    rng = np.random.default_rng(0)
 
     def draw(shape, below):
-        return rng.random((examples, *shape), np.float32) if below is None else rng.integers(0, below, (examples, *shape))
+        return rng.random((BATCH_SIZE, *shape), np.float32) if below is None else rng.integers(0, below, (BATCH_SIZE, *shape))
 
     inputs = {{name: draw(shape, 2 if "int" in dtype else None).astype(dtype) for name, (shape, dtype) in INPUTS.items()}}
     labels = {{name: draw(shape, classes) for name, (shape, classes) in LABELS.items()}}
-    return tf.data.Dataset.from_tensor_slices((_alone(inputs), _alone(labels))).batch(BATCH_SIZE)
+    return tf.data.Dataset.from_tensor_slices((_alone(inputs), _alone(labels))).batch(BATCH_SIZE).repeat({batches})
 
 
 def _alone(arrays):
@@ -78,17 +78,19 @@ def _to_do(name):
 '''
 
 
-def data_stub(model: str, facts: Facts) -> str:
+def data_stub(model: str, facts: Facts, *, batches: int = 16) -> str:
     """The text of `data.py` for a model.
 
     Args:
         model: what the text calls the model.
         facts: what it takes and returns.
+        batches: how many the random numbers have, which calibration reads.
     """
     several = len(facts.inputs) > 1, len(facts.outputs) > 1
     parts = [part for part, is_mapping in zip(("inputs", "labels"), several, strict=True) if is_mapping]
     return _STUB.format(
         model=model,
+        batches=batches,
         inputs="\n".join(f"    {port.name:20}{port.dtype:9}{_batch(port.shape)}" for port in facts.inputs),
         outputs="\n".join(
             f"    {output.name:20}{'float32':9}{_batch(output.shape)}   labels (guessed): {_said(output)}" for output in facts.outputs

@@ -13,12 +13,15 @@ from tfqat.models.load import is_reference
 from tfqat.placement.select import matches
 from tfqat.quantize.load import load_model
 from tfqat.recipe.json_schema import SCHEMA_FILE, schema_text
+from tfqat.recipe.schema import CalibrationConfig
 from tfqat.recipe.super_gradients import Converted
 from tfqat.scaffold.data_stub import data_stub
 from tfqat.scaffold.guess import facts_of
 from tfqat.scaffold.project import DATA, RECIPE, Project
 from tfqat.scaffold.recipe_text import recipe_text
 from tfqat.scaffold.writing import check_new, write_new
+
+_BATCHES = CalibrationConfig().batches
 
 
 def new_project(model: Path, folder: Path, *, converted: Converted | None = None, unsafe: bool = False) -> Project:
@@ -43,12 +46,13 @@ def new_project(model: Path, folder: Path, *, converted: Converted | None = None
     loaded = load_model(model, unsafe=unsafe)
     facts = facts_of(loaded)
     skip = _found(converted.blocks.get("quantization", {}).get("skip", ()), loaded) if converted else None
+    batches = converted.blocks.get("calibration", {}).get("batches", _BATCHES) if converted else _BATCHES
     unmatched = tuple(name for name, pattern in (skip or {}).items() if pattern is None)
     source = Path(os.path.relpath(model.resolve(), folder.resolve())).as_posix()
     contents = {
         RECIPE: recipe_text(source, facts.loss, converted, skip).encode(),
         SCHEMA_FILE: schema_text().encode(),
-        DATA: data_stub(model.name, facts).encode(),
+        DATA: data_stub(model.name, facts, batches=max(_BATCHES, batches)).encode(),
     }
     return Project(folder=folder, written=write_new(folder, contents), facts=facts, unmatched=unmatched)
 
