@@ -1,0 +1,62 @@
+"""The tests on every Python and TensorFlow that go together: `nox -l` lists the sessions.
+
+`nox -s "tests(python='3.12', tensorflow='2.18')"` runs one.
+
+A pair is listed if its packages can be installed together (resolved for Linux x86-64):
+
+- TensorFlow has wheels for Python 3.13 from 2.20 on.
+- TensorFlow 2.16 and 2.17 want ml-dtypes below 0.5, and onnx-ir 1.0 wants 0.5: they go with the last onnx-ir and onnx that do not,
+  which is below what pyproject.toml asks for, so tfqat itself is installed without its dependencies there.
+- tf-keras has the version of TensorFlow. On Python 3.10 the last onnxruntime is 1.23 and the last Keras 3.12.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False
+
+TENSORFLOW = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
+PYTHON = {"3.10": TENSORFLOW, "3.11": TENSORFLOW, "3.12": TENSORFLOW, "3.13": ("2.20", "2.21")}
+PAIRS = [(python, tensorflow) for python, several in PYTHON.items() for tensorflow in several]
+
+# What TensorFlow's old bound on ml-dtypes leaves: onnx 1.19 reads types of ml-dtypes 0.5 when it is imported.
+OLD_ML_DTYPES = {"2.16": ("onnx<1.19", "onnx-ir<1"), "2.17": ("onnx<1.19", "onnx-ir<1")}
+
+
+@nox.session
+@nox.parametrize("python,tensorflow", PAIRS)
+def tests(session: nox.Session, tensorflow: str) -> None:
+    """The fast tests; arguments after `--` are pytest's."""
+    pins = [f"tensorflow=={tensorflow}.*", f"tf-keras=={tensorflow}.*", *OLD_ML_DTYPES.get(tensorflow, ())]
+    if tensorflow in OLD_ML_DTYPES:
+        project = nox.project.load_toml("pyproject.toml")["project"]
+        pinned = ("tensorflow>", "tf-keras", "onnx>", "onnx-ir")
+        session.install(
+            *pins, *(line for line in project["dependencies"] if not line.startswith(pinned)), "pytest", "pytest-timeout", "pytest-xdist"
+        )
+        session.install("--no-deps", "-e", ".")
+    else:
+        session.install(*pins, "-e", ".[test]")
+    # Deprecations differ from version to version; warnings are errors on the pinned versions of constraints.txt (see .ci/run).
+    session.run("pytest", "-q", "-o", "filterwarnings=default", "-n", "2", "--dist", "loadfile", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lint(session: nox.Session) -> None:
+    """Lint, format, types and import layers, on the versions of constraints.txt."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session(python="3.11")
+def package(session: nox.Session) -> None:
+    """The wheel and the source archive, built and tried outside the repository."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]", "hatchling>=1.25", "build")
+    session.run("python", "-m", "build", "--outdir", session.create_tmp())
+    session.run("pytest", "-q", "-m", "slow", "tests/integration/test_wheel.py")
