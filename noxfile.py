@@ -5,8 +5,8 @@
 A pair is listed if its packages can be installed together (resolved for Linux x86-64):
 
 - TensorFlow has wheels for Python 3.13 from 2.20 on.
-- TensorFlow 2.16 and 2.17 want ml-dtypes below 0.5, and onnx-ir 1.0 wants 0.5: they go with the last onnx-ir and onnx that do not,
-  which is below what pyproject.toml asks for, so tfqat itself is installed without its dependencies there.
+- TensorFlow 2.16 and 2.17 want ml-dtypes below 0.5, and onnx-ir wants 0.5 or later. They run with 0.5 nevertheless, so it is put in
+  afterwards, without dependencies.
 - tf-keras has the version of TensorFlow. On Python 3.10 the last onnxruntime is 1.23 and the last Keras 3.12.
 """
 
@@ -22,15 +22,18 @@ TENSORFLOW = ("2.16", "2.17", "2.18", "2.19", "2.20", "2.21")
 PYTHON = {"3.10": TENSORFLOW, "3.11": TENSORFLOW, "3.12": TENSORFLOW, "3.13": ("2.20", "2.21")}
 PAIRS = [(python, tensorflow) for python, several in PYTHON.items() for tensorflow in several]
 
-# What TensorFlow's old bound on ml-dtypes leaves: onnx 1.19 reads types of ml-dtypes 0.5 when it is imported.
-OLD_ML_DTYPES = {"2.16": ("onnx<1.19", "onnx-ir<1"), "2.17": ("onnx<1.19", "onnx-ir<1")}
+OLD_ML_DTYPES = ("2.16", "2.17")
+AGAINST_THE_BOUND = ("ml-dtypes>=0.5,<0.6", "onnx==1.22.*", "onnx-ir>=1.0,<2", "sympy", "mpmath")
 
 
 @nox.session
 @nox.parametrize("python,tensorflow", PAIRS)
 def tests(session: nox.Session, tensorflow: str) -> None:
     """The fast tests; arguments after `--` are pytest's."""
-    pins = [f"tensorflow=={tensorflow}.*", f"tf-keras=={tensorflow}.*", *OLD_ML_DTYPES.get(tensorflow, ())]
+    pins = [
+        f"tensorflow=={tensorflow}.*",
+        f"tf-keras=={tensorflow}.*",
+    ]
     if tensorflow in OLD_ML_DTYPES:
         project = nox.project.load_toml("pyproject.toml")["project"]
         pinned = ("tensorflow>", "tf-keras", "onnx>", "onnx-ir")

@@ -242,7 +242,9 @@ def _softmax(layer: Any, mask: Any, training: Any) -> list[Step]:
         keywords = {"mask": "mask"}
     elif mask is not None:
         keywords = {"mask": mask}
-    config = {"axis": -1, "robust_masking": layer._softmax_robust_masking, **_common(layer)}
+    # tf-keras 2.18 and before have one way of masking, and no name for it.
+    masking = {"robust_masking": layer._softmax_robust_masking} if hasattr(layer, "_softmax_robust_masking") else {}
+    config = {"axis": -1, **masking, **_common(layer)}
     steps.append(Step(part="softmax", layer_class=layers.Softmax, config=config, reads="scores", keywords=keywords))
     if layer._dropout:
         trained = {} if training is None else {"training": training}
