@@ -37,9 +37,9 @@ def tests(session: nox.Session, tensorflow: str) -> None:
     if tensorflow in OLD_ML_DTYPES:
         project = nox.project.load_toml("pyproject.toml")["project"]
         pinned = ("tensorflow>", "tf-keras", "onnx>", "onnx-ir")
-        session.install(
-            *pins, *(line for line in project["dependencies"] if not line.startswith(pinned)), "pytest", "pytest-timeout", "pytest-xdist"
-        )
+        others = (line for line in project["dependencies"] if not line.startswith(pinned))
+        session.install(*pins, *others, "pytest", "pytest-timeout", "pytest-xdist")
+        session.install("--no-deps", *AGAINST_THE_BOUND)
         session.install("--no-deps", "-e", ".")
     else:
         session.install(*pins, "-e", ".[test]")

@@ -45,11 +45,11 @@ def test_help_lists_the_commands_and_imports_no_tensorflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported: []"
-    for command in ("run", "plan", "lint", "verify", "compile", "report", "doctor", "schema"):
+    for command in ("run", "init", "plan", "lint", "verify", "compile", "report", "doctor", "schema"):
         assert re.search(rf"^\W*{command} ", done.stdout, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "lint", "verify", "compile", "report", "doctor", "schema"])
+@pytest.mark.parametrize("command", ["run", "init", "plan", "lint", "verify", "compile", "report", "doctor", "schema"])
 def test_every_command_has_help(command: str, tfqat_command: Callable[..., Any]) -> None:
     result = tfqat_command(command, "--help")
     assert (result.code, result.err) == (0, "")

@@ -91,5 +91,5 @@ def test_starts_without_tensorflow(code: str) -> None:
 
 def test_help_names_the_commands() -> None:
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60, check=False)
-    for command in ("run", "plan", "verify", "compile", "report", "doctor", "schema"):
+    for command in ("run", "init", "plan", "verify", "compile", "report", "doctor", "schema"):
         assert f" {command} " in done.stdout

@@ -250,3 +250,15 @@ def test_frozen_layers_stay_frozen() -> None:
     image = layers.Input((9, 8, 3), name="image")
     model = ended(image, [layers.SeparableConv2D(5, 3, name="s", trainable=False)(image)])
     assert [layer.trainable for layer in canonicalize(model).model.layers] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("has_it", [True, False], ids=["tf-keras 2.21", "tf-keras 2.18"])
+def test_the_masking_of_a_softmax_is_named_where_tf_keras_has_a_name_for_it(has_it: bool) -> None:
+    from tfqat.models import split
+
+    layer = layers.MultiHeadAttention(2, 4)
+    vars(layer).pop("_softmax_robust_masking", None)
+    if has_it:
+        layer._softmax_robust_masking = True
+    (step,) = split._softmax(layer, None, None)
+    assert ("robust_masking" in step.config) == has_it
