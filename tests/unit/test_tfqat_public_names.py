@@ -37,6 +37,8 @@ NAMES = [
     "errors",
     "export_onnx",
     "export_saved_model",
+    "Form",
+    "Pixels",
     "load_model",
     "load_recipe",
     "numerics",

@@ -13,19 +13,19 @@ import tensorflow as tf
 
 from tfqat.datasets import check_batch, inputs_of
 from tfqat.errors import DataError, ExportError
-from tfqat.export.cause import Explainer, Watch
-from tfqat.export.cut import OpenGraph
-from tfqat.export.executions import Codes
-from tfqat.export.expected import Expected, expected_of
-from tfqat.export.layouts import layout
-from tfqat.export.limits import FLOOR_FACTOR, LIMITS
 from tfqat.export.onnx import FOLD_BATCHNORM
-from tfqat.export.parity import CodeDifference, OutputParity, ParityReport, PointParity
-from tfqat.export.qdq_graph import load
-from tfqat.export.segments import keras_segments
-from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
+from tfqat.proof.cause import Explainer, Watch
+from tfqat.proof.cut import OpenGraph
+from tfqat.proof.executions import Codes
+from tfqat.proof.expected import Expected, expected_of
+from tfqat.proof.layouts import layout
+from tfqat.proof.limits import FLOOR_FACTOR, LIMITS
+from tfqat.proof.parity import CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.proof.qdq_graph import load
+from tfqat.proof.segments import keras_segments
+from tfqat.proof.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.quantize import state
 
 # All points of a batch are in memory at once, several times in Keras and twice in ONNX Runtime: at most so many examples, or values.
