@@ -105,6 +105,10 @@ def _with_free_batch(path: str | Path) -> ir.Model:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape):
             value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None  # it holds the fixed size too, which ONNX Runtime would make a constant of
     return model
 
 

@@ -99,6 +99,7 @@ class _Comparison:
     def __init__(self, qmodel: Any, path: Path, form: Form) -> None:
         self._form = form
         self._keras = Codes.of(qmodel)
+        self._keras_outputs = tuple(qmodel.output_names)
         self._keras64 = Codes.in_float64(qmodel)
         self._compiled: Codes | None = Codes.of(qmodel, compiled=True)
         self._seed = tf.Variable(0, dtype=tf.int32)
@@ -121,6 +122,7 @@ class _Comparison:
         codes, outputs = self._keras(inputs)
         fed = self._form.feed(dict(zip(self._input_names, arrays, strict=True)))
         onnx_outputs, whole = self._whole(fed)
+        _check_shapes(self._keras_outputs, outputs, onnx_outputs)
         if not self._layouts:
             self._layouts = {name: layout(codes[name], whole[name]) for name in codes}
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
@@ -202,6 +204,13 @@ class _Comparison:
         except tf.errors.OpError:
             self._compiled = None
             return None
+
+
+def _check_shapes(names: Iterable[str], wanted: Iterable[np.ndarray], found: Iterable[np.ndarray]) -> None:
+    """Make sure that outputs have the model's shapes: numpy would compare (1, n, ...) with (n, ...)."""
+    for name, one, other in zip(names, wanted, found, strict=True):
+        if one.shape != other.shape:
+            raise ExportError(f"output {name!r} has the shape {one.shape} in the model and {other.shape} in the graph: export it again")
 
 
 def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:
