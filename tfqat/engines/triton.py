@@ -218,7 +218,7 @@ def _config(interface: str, batch: int, kind: Kind, instances: int, delay: int) 
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text)  # of the escapes of JSON, text format has \" \\ \n \t \uXXXX too
+    return json.dumps(text, ensure_ascii=False)  # text format has the escapes of JSON for quotes, backslashes and line ends
 
 
 def _kept_config(directory: Path, interface: str) -> str | None:
@@ -226,7 +226,7 @@ def _kept_config(directory: Path, interface: str) -> str | None:
     path = directory / CONFIG
     try:
         found = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} cannot be read: {error}") from error
