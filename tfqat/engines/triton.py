@@ -1,26 +1,16 @@
-"""Writes a model repository of Triton Inference Server: `DIR/<name>/config.pbtxt` and `DIR/<name>/<version>/model.onnx` or `model.plan`.
-
-The text is that of the message ModelConfig of Triton's model_config.proto. How axes are written:
-
-    first axis free in all inputs and outputs     max_batch_size: 32   dims without that axis   dynamic_batching { }
-    a fixed batch, or an axis that is no batch    max_batch_size: 0    dims with all axes       no batching
-    nothing left behind the batch                 dims: [ 1 ]          reshape: { shape: [ ] }
-
-ONNX Runtime's backend refuses a max_batch_size above 0 for a graph whose first axis is fixed.
-"""
+"""Writes a model repository of Triton Inference Server: `DIR/<name>/config.pbtxt` and `DIR/<name>/<version>/model.onnx` or `model.plan`."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tfqat import files
 from tfqat.engines.build import PLAN_SUFFIXES
@@ -28,16 +18,12 @@ from tfqat.engines.graph import read_graph
 from tfqat.engines.metadata import metadata_path, read_metadata
 from tfqat.engines.options import DEFAULT_BATCH
 from tfqat.engines.tensors import Tensor, graph_tensors
+from tfqat.engines.triton_config import Kind, config_text, interface_text
 from tfqat.errors import EngineError, RunDirectoryError
 from tfqat.form import Form
 
 CONFIG = "config.pbtxt"
-_TYPES = {"bool": "BOOL", "uint8": "UINT8", "int8": "INT8", "int32": "INT32", "int64": "INT64"}
-_TYPES |= {"float16": "FP16", "float32": "FP32", "float64": "FP64", "bfloat16": "BF16"}
-"""Triton's types, without their TYPE_, by NumPy's names."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-Kind = Literal["auto", "cpu", "gpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +93,8 @@ def export_triton(
     if instances < 1 or max_queue_delay_us < 0:
         raise EngineError(f"instances must be at least 1 and max_queue_delay_us at least 0; got {instances} and {max_queue_delay_us}")
     batch = _max_batch(source, max_batch_size)
-    interface = _interface(source, called, batch)
-    config = _config(interface, batch, kind or source.kind, instances, max_queue_delay_us)
+    interface = interface_text(called, source.platform, batch, source.inputs, source.outputs)
+    config = config_text(interface, batch, kind or source.kind, instances, max_queue_delay_us)
     directory = Path(repository) / called
     kept = _kept_config(directory, interface)
     try:
@@ -188,37 +174,6 @@ def _max_batch(source: _Source, given: int | None) -> int:
             f"max_batch_size must be {'at least 1' if largest is None else f'1 to {largest}, the largest batch of the plan'}; got {given}"
         )
     return given or source.largest_batch
-
-
-def _interface(source: _Source, name: str, batch: int) -> str:
-    """What a server must not get otherwise for another version: the platform, the batch, inputs and outputs."""
-    head = f'name: {_quoted(name)}\nplatform: "{source.platform}"\nmax_batch_size: {batch}\n'
-    return head + _block("input", source.inputs, batch) + _block("output", source.outputs, batch)
-
-
-def _block(kind: str, tensors: Sequence[Tensor], batch: int) -> str:
-    """`input [ { name: ... }, { ... } ]`."""
-    entries = ",\n".join(_entry(one, batch) for one in tensors)
-    return f"{kind} [\n{entries}\n]\n"
-
-
-def _entry(tensor: Tensor, batch: int) -> str:
-    if tensor.dtype not in _TYPES:
-        raise EngineError(f"tensor {tensor} has a type that Triton lacks; expected one of {', '.join(_TYPES)}")
-    sizes = [-1 if size is None else size for size in (tensor.shape[1:] if batch else tensor.shape)]
-    dims = f"dims: [ {', '.join(map(str, sizes))} ]" if sizes else "dims: [ 1 ]\n    reshape: { shape: [ ] }"
-    return f"  {{\n    name: {_quoted(tensor.name)}\n    data_type: TYPE_{_TYPES[tensor.dtype]}\n    {dims}\n  }}"
-
-
-def _config(interface: str, batch: int, kind: Kind, instances: int, delay: int) -> str:
-    waiting = f" max_queue_delay_microseconds: {delay} " if delay else " "
-    batching = f"dynamic_batching {{{waiting}}}\n" if batch else ""
-    group = f"instance_group [\n  {{\n    count: {instances}\n    kind: KIND_{kind.upper()}\n  }}\n]\n"
-    return f"{interface}{batching}{group}version_policy: {{ latest: {{ num_versions: 1 }} }}\n"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # text format has the escapes of JSON for quotes, backslashes and line ends
 
 
 def _kept_config(directory: Path, interface: str) -> str | None:

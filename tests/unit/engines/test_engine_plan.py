@@ -32,10 +32,11 @@ ENUMS = ("DataType", "TensorIOMode")
 
 
 class FakeDriver:
-    """The driver's functions; addresses are those of buffers on the host, and nothing moves before it is told to."""
+    """The driver's functions; addresses are those of buffers on the host, and results come back when the stream is waited for."""
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
+        self.pending: list[tuple[int, int, int]] = []
         self.depth, self.calls, self.refused = threading.local(), [], ""  # type: ignore[var-annotated]
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -77,7 +78,11 @@ class FakeDriver:
 
     def do_cuMemcpyDtoHAsync_v2(self, host: Any, address: Any, size: Any, stream: Any) -> None:  # noqa: N802
         assert stream.value == 77 and size.value <= len(self.memory[address.value])
-        ctypes.memmove(host.value, address.value, size.value)
+        self.pending.append((host.value, address.value, size.value))
+
+    def do_cuStreamSynchronize(self, stream: Any) -> None:  # noqa: N802
+        while self.pending:
+            ctypes.memmove(*self.pending.pop(0))
 
 
 class FakeTensorRT:

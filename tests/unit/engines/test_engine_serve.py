@@ -15,7 +15,7 @@ import onnx.parser
 import pytest
 
 from tfqat.engines import onnxruntime as ort_runtime
-from tfqat.engines import serve
+from tfqat.engines import sessions
 from tfqat.engines.serve import Engine, load_engine
 from tfqat.errors import EngineError
 from tfqat.form import Form, Pixels
@@ -219,7 +219,7 @@ def test_threads_get_what_one_after_the_other_get(graph: Callable[..., Path]) ->
     ],
 )
 def test_wrong_options(graph: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str) -> None:
-    monkeypatch.setattr(serve, "available", lambda: {"cpu": "CPUExecutionProvider"})
+    monkeypatch.setattr(sessions, "available", lambda: {"cpu": "CPUExecutionProvider"})
     with pytest.raises(EngineError, match=message):
         load_engine(graph(mean("4")), **options)
 
@@ -246,11 +246,11 @@ def test_a_provider_that_falls_back_to_the_cpu_is_not_taken_for_it(graph: Callab
         made.append(provider)
         return session(path, literal=literal, threads=threads)
 
-    monkeypatch.setattr(serve, "available", lambda: dict(serve.RUNTIMES))
+    monkeypatch.setattr(sessions, "available", lambda: dict(sessions.RUNTIMES))
     monkeypatch.setattr(ort_runtime, "session", fallen_back)
     path = graph(mean())
     assert load_engine(path).runtime == "cpu"
-    assert made == [serve.RUNTIMES[name] for name in ("tensorrt", "tensorrt_rtx", "cuda", "cpu")]
+    assert made == [sessions.RUNTIMES[name] for name in ("tensorrt", "tensorrt_rtx", "cuda", "cpu")]
     with pytest.raises(EngineError, match=r"ONNX Runtime has CUDAExecutionProvider, but cannot start it and would fall back to the CPU"):
         load_engine(path, runtime="cuda")
 

@@ -278,6 +278,10 @@ def test_a_failed_copy_leaves_nothing(graph: Callable[..., Path], tmp_path: Path
         patched.setattr("shutil.copyfile", full)
         export_triton(path, repository)
     assert not (tmp_path / "a").exists()
+    with monkeypatch.context() as patched, pytest.raises(RunDirectoryError, match="Input/output error"):
+        patched.setattr(Path, "rename", lambda source, target: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        export_triton(path, repository)
+    assert not (tmp_path / "a").exists()
     export_triton(path, repository)
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(RunDirectoryError, match="No space left"):
