@@ -103,17 +103,22 @@ def variants(model: Any, images: np.ndarray, folder: Path) -> dict[str, Path]:
     quant_pre_process(str(paths["float"]), str(folder / "prepared.onnx"))
     for key, kind, symmetric in ((STATIC, QuantType.QUInt8, False), (SYMMETRIC, QuantType.QInt8, True)):
         paths[key] = folder / f"{key.replace(', ', '_')}.onnx"
-        quantize_static(
-            str(folder / "prepared.onnx"),
-            str(paths[key]),
-            Reader(paths["float"], images),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=kind,
-            weight_type=QuantType.QInt8,
-            extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
-        )
+        static_graph(folder / "prepared.onnx", paths[key], images, kind=kind, symmetric=symmetric)
     return paths
+
+
+def static_graph(prepared: Path, path: Path, images: np.ndarray, *, kind: QuantType, symmetric: bool, **more: Any) -> None:
+    """quantize_static's graph of a prepared float one: Q/DQ, weights symmetric int8 per channel."""
+    quantize_static(
+        str(prepared),
+        str(path),
+        Reader(prepared, images),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=kind,
+        weight_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, **more},
+    )
 
 
 class Reader(CalibrationDataReader):

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from tfqat.calibration.result import Calibration
     from tfqat.engines.bench import Timing
     from tfqat.engines.report import EngineReport, KernelPrecision
-    from tfqat.export.parity import ParityReport
     from tfqat.models.graph import ModelGraph
     from tfqat.placement.plan import Placement
     from tfqat.placement.tree import Branch
+    from tfqat.proof.parity import ParityReport
 
 
 class Stages:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfqat.export.parity import CodeDifference, OutputParity, ParityReport, PointParity
-from tfqat.export.structure import StructureCheck
+from tfqat.proof.parity import CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.proof.structure import StructureCheck
 
 
 def codes(*values: int) -> np.ndarray:
