@@ -180,6 +180,18 @@ def bench_table(timings: Sequence[Timing]) -> Table:
     return table
 
 
+def classes_table(sources: Sequence[str], best: Sequence[Sequence[tuple[int, float]]], labels: Sequence[str] | None) -> Table:
+    """The classes of each example that score highest, with the scores as the model gives them."""
+    table = Table(title="Highest scores, as the model gives them", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("example", overflow="fold")
+    for rank in range(max(map(len, best), default=0)):
+        table.add_column(f"{rank + 1}", overflow="fold")
+    for name, found in zip(sources, best, strict=True):
+        cells = [Text.assemble(str(index) if labels is None else labels[index], (f" {score:.4g}", "dim")) for index, score in found]
+        table.add_row(Text(name), *cells)
+    return table
+
+
 def parity_table(parity: ParityReport) -> Table:
     """The three comparisons of int8 codes, and those of the outputs."""
     table = Table(title=f"Parity with ONNX Runtime on {parity.examples} examples")
