@@ -73,7 +73,9 @@ def speed(name: str, folder: Path, size: int, rounds: int) -> Iterator[Figure]:
     times = in_turns(sessions, images[:1], rounds)
     for key, found in times.items():
         yield Figure(name=f"{name}: {key}", value=f"{statistics.median(found):.2f} ms", limit=ratio(times["float"], found)[1], kept=True)
-    middle, text = ratio(times[STATIC], times[TARGET])
+    del sessions  # the threads of idle sessions spin for a while, so the two that are judged run alone
+    pair = in_turns({key: session(graphs[key]) for key in (STATIC, TARGET)}, images[:1], 3 * rounds)
+    middle, text = ratio(pair[STATIC], pair[TARGET])
     yield Figure(name=f"{name}: {STATIC} / {TARGET}", value=text, limit="at least 1.00", kept=middle >= 1.0)
 
 
