@@ -21,7 +21,13 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)  # the newest that TensorFlow 2.
 LOW_DISK, LOW_MEMORY = 2 * 2**30, 4 * 2**30
 """Bytes: a run with its models, graphs and engines takes about 100 MB for a small model; TensorFlow alone takes about 1 GB of memory."""
 
-_EXTRAS = {"ray": "sensitivity on a cluster", "tensorboard": "curves of ranges and codes in use"}
+_EXTRAS = {
+    "ray": ("ray", "sensitivity on a cluster"),
+    "tensorboard": ("tensorboard", "curves of ranges and codes in use"),
+    "pillow": ("images", "`tfqat infer` on image files"),
+}
+"""Package -> the extra of tfqat that brings it, and what it is for."""
+
 _GIB = 2**30
 
 
@@ -104,8 +110,8 @@ def check_extras(installed: Mapping[str, str]) -> tuple[Check, ...]:
     return tuple(
         Check(part=name, state=installed[name])
         if name in installed
-        else Check(part=name, state="not installed", level="note", advice=f"for {use}: pip install 'tfqat[{name}]'")
-        for name, use in _EXTRAS.items()
+        else Check(part=name, state="not installed", level="note", advice=f"for {use}: pip install 'tfqat[{extra}]'")
+        for name, (extra, use) in _EXTRAS.items()
     )
 
 

@@ -19,10 +19,10 @@ from tfqat.calibration.result import Calibration
 from tfqat.engines.report import EngineReport
 from tfqat.errors import WorkerError
 from tfqat.export.onnx import ExportReport
-from tfqat.export.parity import ParityReport
 from tfqat.inputs import Inputs, Origin, load_inputs
 from tfqat.placement.plan import Placement
 from tfqat.progress import Progress, Silent
+from tfqat.proof.parity import ParityReport
 from tfqat.recipe.load import dump_recipe, load_recipe, recipe_hash
 from tfqat.recipe.schema import Recipe, SensitivityConfig
 from tfqat.report.html import write_report

@@ -10,11 +10,11 @@ from typing import Any
 
 from tfqat.datasets import Data
 from tfqat.errors import RunDirectoryError
-from tfqat.export.against import compare_files, compare_graphs
-from tfqat.export.comparison import GraphComparison
-from tfqat.export.parity import ParityReport
-from tfqat.export.verify import verify
 from tfqat.inputs import Origin, custom_objects, load_data
+from tfqat.proof.against import compare_files, compare_graphs
+from tfqat.proof.comparison import GraphComparison
+from tfqat.proof.parity import ParityReport
+from tfqat.proof.verify import verify
 from tfqat.quantize.load import load_model
 from tfqat.recipe.load import load_recipe
 from tfqat.recipe.schema import Recipe
@@ -89,7 +89,7 @@ def compare(
         unsafe: as for `verify_run`.
 
     Raises:
-        TfqatError: see `verify_run` and `tfqat.export.against.compare_graphs`.
+        TfqatError: see `verify_run` and `tfqat.proof.against.compare_graphs`.
     """
     other, data = other.resolve(), data.resolve() if data else None
     if not source.is_dir():

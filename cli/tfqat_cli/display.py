@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from tfqat.calibration.result import Calibration
     from tfqat.engines.bench import Timing
     from tfqat.engines.report import EngineReport, KernelPrecision
-    from tfqat.export.parity import ParityReport
     from tfqat.models.graph import ModelGraph
     from tfqat.placement.plan import Placement
     from tfqat.placement.tree import Branch
+    from tfqat.proof.parity import ParityReport
 
 
 class Stages:
@@ -177,6 +177,18 @@ def bench_table(timings: Sequence[Timing]) -> Table:
         ratio = f"{one.ratio:.3f} ({one.ratio_spread[0]:.3f} - {one.ratio_spread[1]:.3f})" if one.ratio and one.ratio_spread else ""
         cells = [one.model, one.runtime, str(one.batch), f"{one.median_ms:.3f}", f"{one.p95_ms:.3f}", f"{one.throughput:,.0f}"]
         table.add_row(*cells, *([ratio] if compared else []))
+    return table
+
+
+def classes_table(sources: Sequence[str], best: Sequence[Sequence[tuple[int, float]]], labels: Sequence[str] | None) -> Table:
+    """The classes of each example that score highest, with the scores as the model gives them."""
+    table = Table(title="Highest scores, as the model gives them", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("example", overflow="fold")
+    for rank in range(max(map(len, best), default=0)):
+        table.add_column(f"{rank + 1}", overflow="fold")
+    for name, found in zip(sources, best, strict=True):
+        cells = [Text.assemble(str(index) if labels is None else labels[index], (f" {score:.4g}", "dim")) for index, score in found]
+        table.add_row(Text(name), *cells)
     return table
 
 

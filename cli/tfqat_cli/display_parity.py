@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tfqat.export.comparison import GraphComparison
-    from tfqat.export.parity import CodeDifference, ParityReport
+    from tfqat.proof.comparison import GraphComparison
+    from tfqat.proof.parity import CodeDifference, ParityReport
 
 _RANGES = ((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, 255))
 

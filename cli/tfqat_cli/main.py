@@ -10,7 +10,7 @@ import typer
 
 from tfqat import __version__
 from tfqat.errors import TfqatError
-from tfqat_cli.commands import bench, calibrate, doctor, export, init, lint, plan, report, run, schema, sensitivity, verify
+from tfqat_cli.commands import bench, calibrate, doctor, export, infer, init, lint, plan, report, run, schema, sensitivity, verify
 from tfqat_cli.commands import compile as compile_command
 
 EXIT_ERROR = 2
@@ -30,6 +30,7 @@ app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("compile")(compile_command.compile_model)
 app.command("bench")(bench.bench)
+app.command("infer")(infer.infer)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)

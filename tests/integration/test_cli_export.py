@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from tfqat.engines import tensorrt_rtx
+from tfqat.engines.serve import load_engine
 
 
 def test_from_a_run_and_from_a_file(tiny_run: Any, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
@@ -101,3 +103,16 @@ def test_from_a_saved_model_to_an_engine(tiny_quantized: Any, tfqat_command: Cal
     assert result.code == 0, result.err
     assert "5 of 5 convolutions and matrix products run Int8 x Int8" in result.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.sm86.plan", "model.sm86.plan.json", "served"]
+
+
+def test_a_run_goes_into_a_triton_repository(tiny_run: Any, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
+    for options in (("--batch", 4), ("--batch", 4, "-o", tmp_path / "kept.onnx", "--external-data")):
+        result = tfqat_command("export", tiny_run.directory, "--triton", tmp_path / "repository", *options)
+        assert result.code == 0, result.err
+    assert "repository/tiny/2/model.onnx: version 2 of tiny, no batching, as its batch is fixed" in result.out
+    config = (tmp_path / "repository" / "tiny" / "config.pbtxt").read_text()
+    assert "dims: [ 4, 12, 12, 1 ]" in config and "max_batch_size: 0" in config
+    images = np.random.default_rng(0).uniform(0, 1, (6, 12, 12, 1))
+    found = [load_engine(tmp_path / "repository" / "tiny" / version / "model.onnx").predict(images) for version in "12"]
+    np.testing.assert_array_equal(*found)
+    assert found[0].shape == (6, 4) and not Path("model.onnx").exists()

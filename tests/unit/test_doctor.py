@@ -46,6 +46,7 @@ CASES: dict[str, tuple[Any, str, str]] = {
         "pip install 'tf-keras==2.18.*'",
     ),
     "ray missing": (doctor.check_extras({})[0], "note", "pip install 'tfqat[ray]'"),
+    "pillow missing": (doctor.check_extras({})[2], "note", "pip install 'tfqat[images]'"),
     "ray": (doctor.check_extras({"ray": "2.4"})[0], "ok", ""),
     "RTX missing": (backends(rtx=NO)["tensorrt_rtx"], "note", "without a GPU: pip install tfqat[rtx]"),
     "both TensorRT missing": (backends(rtx=NO, full=NO)["tensorrt_rtx"], "note", "without either TensorRT no engine is built"),

@@ -35,7 +35,7 @@ def is_available() -> tuple[bool, str]:
     return True, f"{ort.__version__} ({', '.join(ort.get_available_providers())})"
 
 
-def session(model: Path | str | bytes, *, literal: bool, provider: str = "CPUExecutionProvider") -> Any:
+def session(model: Path | str | bytes, *, literal: bool, provider: str = "CPUExecutionProvider", threads: int | None = None) -> Any:
     """An `onnxruntime.InferenceSession`.
 
     Args:
@@ -43,6 +43,7 @@ def session(model: Path | str | bytes, *, literal: bool, provider: str = "CPUExe
         literal: Every node is run as it is written (graph optimization off); otherwise ONNX Runtime fuses DQ, operation and Q
             into its int8 kernels, which is what it does for a user by default.
         provider: The execution provider; what it cannot run falls to the CPU.
+        threads: Of an operation; None: ONNX Runtime's default, all cores.
 
     Raises:
         EngineError: The model is missing, or ONNX Runtime cannot load it.
@@ -53,6 +54,8 @@ def session(model: Path | str | bytes, *, literal: bool, provider: str = "CPUExe
         raise EngineError(f"{model} is not a file; expected an ONNX model")
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL if literal else levels.ORT_ENABLE_ALL
     source = model if isinstance(model, bytes) else str(model)

@@ -32,21 +32,22 @@ def is_available() -> tuple[bool, str]:
 
 def gpu_visible() -> bool:
     """Whether the CUDA driver is installed and finds a GPU."""
-    driver = _driver()
+    driver = cuda_driver()
     count = ctypes.c_int(0)
     return driver is not None and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def gpu_name() -> str | None:
     """The name of the first GPU, such as `NVIDIA A10`; None if there is none."""
-    driver = _driver()
+    driver = cuda_driver()
     device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
     if driver is None or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, len(name), device):
         return None
     return name.value.decode(errors="replace")
 
 
-def _driver() -> ctypes.CDLL | None:
+def cuda_driver() -> ctypes.CDLL | None:
+    """The CUDA driver, started; None if it is not installed or finds no GPU."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

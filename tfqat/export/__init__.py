@@ -1,1 +1,1 @@
-"""Quantized model -> ONNX Q/DQ graph, and the proof that they agree."""
+"""Quantized model -> ONNX Q/DQ graph."""

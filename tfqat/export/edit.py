@@ -12,6 +12,9 @@ MATRIX_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 SETTLED = "tfqat_named"
 
+IN_MEMORY = 1_500_000_000
+"""Bytes of constants above which a graph goes through a file: a message of ONNX's format holds 2 GB."""
+
 
 def dequantize_before(graph: ir.Graph, before: ir.Node, name: str, codes: np.ndarray, scale: np.ndarray, axis: int | None) -> ir.Value:
     """The output of a new DequantizeLinear in front of node `before`; its zero point is left out, which means int8 zero."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tfqat.export.edit import add_initializer, constant_of, is_constant
+from tfqat.export.edit import add_initializer, constant_of, is_constant, remove_unused
 
 
 def float_weights(graph: ir.Graph) -> int:
@@ -46,9 +46,25 @@ def in_float16(model: ir.Model) -> ir.Model:
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+    _left_out_resize_inputs(model.graph)
     block = [*DEFAULT_OP_BLOCK_LIST, "QuantizeLinear", "DequantizeLinear"]
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]  # the converter infers them, and mistakes some that are there already
     converted = ir.from_proto(convert_float_to_float16(proto, keep_io_types=True, op_block_list=block))
     converted.graph.sort()
     return converted
+
+
+def _left_out_resize_inputs(graph: ir.Graph) -> None:
+    """Leave out the empty region and scales of each Resize that is given sizes.
+
+        before   Resize(x, [], [], sizes)          after   Resize(x, , , sizes)
+
+    The same by ONNX's specification; but behind a Cast, as the converter (onnxruntime 1.32) puts it, an empty constant counts as given.
+    """
+    for node in graph:
+        if node.op_type == "Resize" and len(node.inputs) == 4 and node.inputs[3] is not None:
+            for index in (1, 2):
+                if is_constant(node.inputs[index]) and not constant_of(node.inputs[index]).size:
+                    node.replace_input_with(index, None)
+    remove_unused(graph)

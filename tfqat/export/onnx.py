@@ -13,10 +13,8 @@ import onnx_ir as ir
 
 from tfqat import __version__, files
 from tfqat.errors import ExportError, RunDirectoryError
+from tfqat.export import edit, naming, passes, tf2onnx_adapter
 from tfqat.export import form as forms
-from tfqat.export import naming, passes, tf2onnx_adapter
-from tfqat.export.cut import IN_MEMORY
-from tfqat.export.expected import non_negative_points
 from tfqat.export.float_parts import float_weights, in_float16
 from tfqat.export.fold import BatchNormResult, Codes, fold_batch_norms
 from tfqat.export.plain import plain
@@ -102,7 +100,7 @@ def export_onnx(
     passes.plain_resizes(graph)
     passes.padded_average_pools(graph)
     if form.target == "onnxruntime":
-        unsigned_codes(graph, non_negative_points(handles))
+        unsigned_codes(graph, state.non_negative(handles))
     saturating = tuple(saturating_products(graph)) if form.target == "onnxruntime" else ()
     if form.weights == "float":
         float_weights(graph)
@@ -159,7 +157,7 @@ def _write(model: ir.Model, path: Path, metadata: Mapping[str, str], *, opset: i
     if opset > tf2onnx_adapter.LAST_OPSET:
         model = ir.from_proto(forms.upgraded(ir.to_proto(model), opset))
     constants = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if constants > IN_MEMORY if external_data is None else external_data:
+    if constants > edit.IN_MEMORY if external_data is None else external_data:
         return _write_with_data(model, path)
     proto = ir.to_proto(model)
     _check(proto)

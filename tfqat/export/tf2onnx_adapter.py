@@ -23,6 +23,7 @@ from tf2onnx import optimizer as tf2onnx_optimizers
 
 from tfqat import numerics
 from tfqat.errors import ExportError
+from tfqat.export.edit import add_initializer
 from tfqat.placement.plan import QPoint
 
 MIN_OPSET, MAX_OPSET = 13, 23
@@ -85,7 +86,9 @@ def convert(model: Any, *, opset: int, markers: Sequence[Marker] | None = None) 
             f"TensorFlow op {foreign[0]!r} ({_MARKER}) belongs to the model itself, not to tfqat; remove fake quantization from the model"
         )
     _check_no_tensorflow_ops(proto)
-    return ir.from_proto(proto)
+    converted = ir.from_proto(proto)
+    _squeeze_outputs(converted.graph, model.outputs)
+    return converted
 
 
 @contextmanager
@@ -140,6 +143,28 @@ def _complementary_error_function(context: Any, node: Any, name: str, args: Any)
     one = context.make_const(f"{name}/one", np.array(1, np.float32)).output[0]
     erf = context.make_node("Erf", inputs, name=f"{name}/Erf", shapes=[shape], dtypes=[dtype])
     context.make_node("Sub", [one, erf.output[0]], outputs=outputs, name=f"{name}/Sub", shapes=[shape], dtypes=[dtype])
+
+
+def _squeeze_outputs(graph: ir.Graph, wanted: Sequence[Any]) -> None:
+    """Give an output the Squeeze that tf2onnx's reshape_optimizer forgets where a Reshape makes it, as behind one channel of a free size.
+
+        before   Reshape(1, -1, 0, 0, 1) -> output          after   Reshape(1, -1, 0, 0, 1) -> Squeeze(0) -> output
+
+    It happens in some conversions of a model and not in others (1.17.0): the order of the graph's nodes decides.
+    """
+    for index, tensor in enumerate(wanted):
+        value, rank = graph.outputs[index], len(tensor.shape)
+        reshape = value.producer()
+        if value.shape is None or len(value.shape) <= rank or reshape is None or reshape.op_type != "Reshape":
+            continue
+        shape = list(value.shape)
+        axes = add_initializer(graph, f"{value.name}/axes", np.arange(len(shape) - rank, dtype=np.int64))
+        squeeze = ir.node("Squeeze", [value, axes], name="Squeeze")
+        graph.append(squeeze)
+        graph.outputs[index] = squeeze.outputs[0]
+        squeeze.outputs[0].name, squeeze.outputs[0].type = value.name, value.type
+        squeeze.outputs[0].shape = ir.Shape(shape[len(shape) - rank :])
+        value.name, value.shape = f"{value.name}/reshaped", None
 
 
 def _check_no_tensorflow_ops(proto: onnx.ModelProto) -> None:

@@ -90,6 +90,11 @@ def ranges(qmodel: Any) -> dict[str, np.ndarray]:
     return {point_id: handle.amax.numpy() for point_id, handle in known.items()}
 
 
+def non_negative(handles: Mapping[str, Handle]) -> frozenset[str]:
+    """The activation points that hold no negative value."""
+    return frozenset(name for name, handle in handles.items() if handle.weight is None and handle.point.non_negative)
+
+
 def is_quantized(model: Any) -> bool:
     """Whether a model has quantizers."""
     return any(isinstance(layer, ActivationQuantizer | QuantizeWrapper) for layer in model.layers)

@@ -12,10 +12,10 @@ from tfqat import files
 from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import DataError
 from tfqat.export.onnx import ExportReport, export_float_onnx, export_onnx
-from tfqat.export.parity import ParityReport
-from tfqat.export.verify import verify
 from tfqat.form import Form
 from tfqat.progress import counted
+from tfqat.proof.parity import ParityReport
+from tfqat.proof.verify import verify
 from tfqat.recipe.load import recipe_hash
 from tfqat.stages.under_way import Run
 from tfqat.training.evaluate import evaluate_outputs

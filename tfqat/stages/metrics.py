@@ -13,9 +13,9 @@ import tensorflow as tf
 from tfqat.datasets import check_batch, inputs_of, reason_of
 from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import RecipeError
-from tfqat.export.qdq_graph import load
 from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
+from tfqat.proof.qdq_graph import load
 from tfqat.recipe.schema import TrainingConfig
 from tfqat.training.evaluate import check_metrics, evaluate_outputs, make_loss
 

@@ -1,18 +1,28 @@
-"""`tfqat export SOURCE -o model.onnx`: the ONNX graph of a quantized model, in the form that its reader wants."""
+"""`tfqat export SOURCE -o model.onnx`: the ONNX graph of a quantized model, in the form that its reader wants; or a Triton repository."""
 
 from __future__ import annotations
 
+import re
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tfqat_cli.options import Unsafe
 
+if TYPE_CHECKING:
+    from tfqat.export.onnx import ExportReport
+
 
 def export(
-    source: Annotated[Path, typer.Argument(help="A run directory, a quantized model's file, or a SavedModel that tfqat wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file.")] = Path("model.onnx"),
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A run directory, a quantized model's file, or a SavedModel that tfqat wrote; with --triton a graph or plan too."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The ONNX file; default: model.onnx, none with --triton.")] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="13 to 23; default: the run's, or 17.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="tensorrt or onnxruntime; default: the run's, or tensorrt.")] = None,
     remainder: Annotated[str, typer.Option("--remainder", help="Type of what is not quantized: float32 or float16.")] = "float32",
@@ -25,11 +35,14 @@ def export(
     layout: Annotated[str, typer.Option("--layout", help="Of the inputs: nhwc as Keras has it, or nchw.")] = "nhwc",
     output: Annotated[list[str] | None, typer.Option("--output", help="New names of the outputs, one each; repeatable.")] = None,
     fold_batchnorm: Annotated[bool, typer.Option(help="Fold BatchNorm into the scales of weights.")] = True,
+    triton: Annotated[Path | None, typer.Option("--triton", help="Put it into this Triton model repository, as the next version.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name in Triton; default: that of SOURCE.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", min=1, help="Triton's max_batch_size; default: the plan's, or 32.")
+    ] = None,
     unsafe: Unsafe = False,
 ) -> None:
-    """Write the ONNX graph of a quantized model, with Q/DQ that TensorRT compiles."""
-    from rich.console import Console
-
+    """Write the ONNX graph of a quantized model, with Q/DQ that TensorRT compiles; --triton puts it into a model repository."""
     from tfqat.recipe.export import ExportConfig
     from tfqat.recipe.problems import sentence, validate
 
@@ -47,18 +60,39 @@ def export(
     config, wrong = validate(ExportConfig, given)
     if config is None:
         raise typer.BadParameter("; ".join(sentence(path, text) for path, text in wrong))
-    from tfqat.export_run import export_source
+    if triton is None and (name is not None or max_batch is not None):
+        raise typer.BadParameter("--name and --max-batch are for --triton")
+    if triton is not None and source.suffix in SERVED:
+        options = (opset, target, mean, std, external_data, batch, size, output, out)
+        if any(option is not None for option in options) or (remainder, weights, layout, fold_batchnorm) != _DEFAULTS:
+            raise typer.BadParameter(f"{source} is served as it is: leave the options of the graph and --out out, or give the run")
+        _serve(source, triton, name, max_batch)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        from tfqat.export_run import export_source
 
-    report = export_source(
-        source,
-        out,
-        opset=opset,
-        target=config.target,
-        fold_batchnorm=fold_batchnorm,
-        form=config.form,
-        external_data=external_data,
-        unsafe=unsafe,
-    )
+        report = export_source(
+            source,
+            out or (Path("model.onnx") if triton is None else Path(folder) / "model.onnx"),
+            opset=opset,
+            target=config.target,
+            fold_batchnorm=fold_batchnorm,
+            form=config.form,
+            external_data=external_data,
+            unsafe=unsafe,
+        )
+        _say(report, fold_batchnorm)
+        if triton is not None:
+            _serve(report.path, triton, name or _name_of(source), max_batch)
+
+
+SERVED = (".onnx", ".plan", ".engine", ".trt")
+_DEFAULTS = ("float32", "int8", "nhwc", True)
+
+
+def _say(report: ExportReport, fold_batchnorm: bool) -> None:
+    from rich.console import Console
+
     console = Console()
     console.print(
         f"{report.path}: {report.size_bytes:,} bytes, opset {report.opset}, {report.weights} weights and {report.activations} activations "
@@ -76,6 +110,23 @@ def export(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _serve(model: Path, repository: Path, name: str | None, max_batch: int | None) -> None:
+    from rich.console import Console
+
+    from tfqat.engines.triton import export_triton
+
+    made = export_triton(model, repository, name=name, max_batch_size=max_batch)
+    batching = f"batches of up to {made.max_batch_size}" if made.max_batch_size else "no batching, as its batch is fixed"
+    kept = "; its config.pbtxt was there and is left as it was" if made.kept_config else ""
+    text = f"{made.path}: version {made.version} of {made.name}, {batching}{kept}"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _name_of(source: Path) -> str:
+    """`net` for `net.keras` and for the run `net-20260102T030405Z`."""
+    return re.sub(r"-\d{8}T\d{6}Z.*", "", source.resolve().name).split(".")[0]
 
 
 def _numbers(text: str | None) -> list[float | str] | None:

@@ -11,7 +11,7 @@ import typer
 from tfqat_cli.options import Unsafe
 
 if TYPE_CHECKING:
-    from tfqat.export.comparison import GraphComparison
+    from tfqat.proof.comparison import GraphComparison
     from tfqat.verify_run import Proof
 
 

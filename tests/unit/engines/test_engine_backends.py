@@ -186,6 +186,8 @@ def test_the_timing_cache_and_the_metadata_of_tensorrt(monkeypatch: pytest.Monke
         "gpu": "NVIDIA A10",
         "tfqat": tfqat.__version__,
         "profile": {"x": [[1, 4], [8, 4], [32, 4]]},
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [None, 4]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [None, 4]}],
         "seconds": 1.25,
     }
 

@@ -194,7 +194,7 @@ def test_quantizers_are_named_after_points(tiny_quantized: Any, tiny_onnx: Path)
 
 
 def test_weights_are_int8_codes_of_the_model_and_nothing_large_is_float(tiny_quantized: Any, tiny_onnx: Path) -> None:
-    from tfqat.export.expected import expected_of
+    from tfqat.proof.expected import expected_of
 
     stored = initializers(tiny_onnx)
     shapes = {}

@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 
 from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import DataError, ExportError
-from tfqat.export import onnx as export
+from tfqat.export import edit
 from tfqat.form import Form, Pixels
 
 UNIT = Pixels(std=(255.0,))
@@ -111,10 +111,9 @@ def test_data_beside_the_graph_is_read_and_replaced_with_it(tiny_quantized: Any,
 
 def test_more_than_a_message_holds_goes_beside_by_itself(tiny_quantized: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tfqat
-    from tfqat.export import cut
+    from tfqat.proof import cut
 
-    for module in (export, cut):
-        monkeypatch.setattr(module, "IN_MEMORY", 1000)  # bytes, as if the network were a thousand times larger
+    monkeypatch.setattr(edit, "IN_MEMORY", 1000)  # bytes, as if the network were a thousand times larger
     tfqat.export_onnx(tiny_quantized, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").stat().st_size > 3000
     opened = cut.OpenGraph.observed(tmp_path / "model.onnx", ["image"])  # by way of a file too

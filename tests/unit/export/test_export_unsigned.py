@@ -14,8 +14,8 @@ from onnx import numpy_helper
 
 from tfqat.engines import onnxruntime as runtime
 from tfqat.export.unsigned import saturating_products
-from tfqat.export.verify import verify_structure
 from tfqat.form import Form
+from tfqat.proof.verify import verify_structure
 
 FOR_ONNXRUNTIME = Form(target="onnxruntime")
 
@@ -92,7 +92,7 @@ def test_every_product_runs_in_int8(planned: tuple[Any, Path], tmp_path: Path) -
 
 def test_values_beyond_the_range_are_clipped_at_127(planned: tuple[Any, Path], tiny_data: Callable[[str], Any]) -> None:
     """uint8 has room for 255 there, which the model was not trained with, and which would saturate."""
-    from tfqat.export.cut import OpenGraph
+    from tfqat.proof.cut import OpenGraph
 
     images = 10 * next(iter(tiny_data("validation")))[0].numpy()
     _, codes = OpenGraph.observed(planned[1], ["stem_relu", "head_relu", "add"])({"image": images})

@@ -12,9 +12,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tfqat.errors import ExportError
-from tfqat.export import structure
-from tfqat.export.structure import StructureCheck
-from tfqat.export.verify import verify_structure
+from tfqat.proof import structure
+from tfqat.proof.structure import StructureCheck
+from tfqat.proof.verify import verify_structure
 
 
 def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
@@ -307,7 +307,7 @@ def test_a_file_that_is_no_graph(content: bytes, tiny_quantized: Any, tmp_path: 
 
 
 def test_an_empty_file(tiny_quantized: Any, tmp_path: Path) -> None:
-    from tfqat.export.verify import verify
+    from tfqat.proof.verify import verify
 
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(ExportError):

@@ -14,13 +14,13 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from tfqat.export.cause import Divergence, Explainer, Watch
-from tfqat.export.cut import OpenGraph
-from tfqat.export.executions import Codes
-from tfqat.export.expected import expected_of
-from tfqat.export.parity import CodeDifference, PointParity
-from tfqat.export.segments import keras_segments
-from tfqat.export.verify import verify
+from tfqat.proof.cause import Divergence, Explainer, Watch
+from tfqat.proof.cut import OpenGraph
+from tfqat.proof.executions import Codes
+from tfqat.proof.expected import expected_of
+from tfqat.proof.parity import CodeDifference, PointParity
+from tfqat.proof.segments import keras_segments
+from tfqat.proof.verify import verify
 
 Change = Callable[[onnx.ModelProto], None]
 

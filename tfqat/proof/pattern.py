@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from tfqat.export.limits import FLOAT32
+from tfqat.proof.limits import FLOAT32
 
 Kind = Literal["ties", "rounding", "clipping", "activation", "border", "scale", "bias", "channels", "everywhere"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfqat.export.limits import (
+from tfqat.proof.limits import (
     END_TO_END_TIES,
     FLOAT32,
     FLOOR_FACTOR,
@@ -20,10 +20,10 @@ from tfqat.export.limits import (
     TOP1_AGREEMENT,
     Limits,
 )
-from tfqat.export.structure import StructureCheck
+from tfqat.proof.structure import StructureCheck
 
 if TYPE_CHECKING:
-    from tfqat.export.cause import Divergence
+    from tfqat.proof.cause import Divergence
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tfqat.export.pattern import pattern_of
+from tfqat.proof.pattern import pattern_of
 
 CODES = np.random.default_rng(0).integers(-100, 101, (8, 10, 10, 6)).astype(np.int8)
 

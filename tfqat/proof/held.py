@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfqat.export.qdq_graph import Grid, QdqGraph
-from tfqat.export.segments import OnnxSegment, onnx_segment
+from tfqat.proof.qdq_graph import Grid, QdqGraph
+from tfqat.proof.segments import OnnxSegment, onnx_segment
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

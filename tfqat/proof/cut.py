@@ -14,10 +14,9 @@ from onnx_ir import convenience
 
 from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import ExportError
+from tfqat.export import edit
 
 _CODES, _GIVEN = "codes/", "given/"
-IN_MEMORY = 1_500_000_000
-"""Bytes of constants above which a graph goes through a file: a message of ONNX's format holds 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class OpenGraph:
 def session_of(model: ir.Model, *, literal: bool) -> Any:
     """ONNX Runtime with a graph; one too large for a message of ONNX goes through a file."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size <= IN_MEMORY:
+    if size <= edit.IN_MEMORY:
         return runtime.session(ir.to_proto(ir.external_data.load_to_model(model)).SerializeToString(), literal=literal)
     with tempfile.TemporaryDirectory() as folder:  # ONNX Runtime has read all of it when the session is there
         path = Path(folder, "model.onnx")
@@ -106,6 +105,10 @@ def _with_free_batch(path: str | Path) -> ir.Model:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape):
             value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None  # it holds the fixed size too, which ONNX Runtime would make a constant of
     return model
 
 

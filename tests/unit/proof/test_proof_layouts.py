@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfqat.errors import ExportError
-from tfqat.export.layouts import layout
+from tfqat.proof.layouts import layout
 
 RNG = np.random.default_rng(0)
 OBLONG, SQUARE, CUBE = (RNG.integers(-128, 128, (2, *sizes)).astype(np.int8) for sizes in ((4, 5, 6), (5, 5, 6), (5, 5, 5)))

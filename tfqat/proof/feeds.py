@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tfqat.errors import DataError
-from tfqat.export.qdq_graph import GraphInput
+from tfqat.proof.qdq_graph import GraphInput
 
 NOISE_EXAMPLES, SEED = 100, 0
 

@@ -13,13 +13,13 @@ import tensorflow as tf
 from tfqat.datasets import inputs_of
 from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import DataError, ExportError
-from tfqat.export import feeds
-from tfqat.export.comparison import FirstDifference, GraphComparison
-from tfqat.export.held import Held
-from tfqat.export.layouts import layout
-from tfqat.export.limits import FLOAT32
-from tfqat.export.parity import CodeDifference, OutputParity
-from tfqat.export.qdq_graph import GraphInput, QdqGraph
+from tfqat.proof import feeds
+from tfqat.proof.comparison import FirstDifference, GraphComparison
+from tfqat.proof.held import Held
+from tfqat.proof.layouts import layout
+from tfqat.proof.limits import FLOAT32
+from tfqat.proof.parity import CodeDifference, OutputParity
+from tfqat.proof.qdq_graph import GraphInput, QdqGraph
 
 # Two times the codes of a batch are in memory at once: at most so many examples, or values of one graph's points.
 BATCH, BATCH_VALUES = 50, 30_000_000

@@ -14,11 +14,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tfqat.errors import DataError, ExportError
-from tfqat.export.against import compare_files, compare_graphs
-from tfqat.export.comparison import GraphComparison
 from tfqat.export.onnx import export_onnx
-from tfqat.export.parity import CodeDifference
 from tfqat.form import Form
+from tfqat.proof.against import compare_files, compare_graphs
+from tfqat.proof.comparison import GraphComparison
+from tfqat.proof.parity import CodeDifference
 
 Change = Callable[[onnx.ModelProto], None]
 

@@ -13,19 +13,19 @@ import tensorflow as tf
 
 from tfqat.datasets import check_batch, inputs_of
 from tfqat.errors import DataError, ExportError
-from tfqat.export.cause import Explainer, Watch
-from tfqat.export.cut import OpenGraph
-from tfqat.export.executions import Codes
-from tfqat.export.expected import Expected, expected_of
-from tfqat.export.layouts import layout
-from tfqat.export.limits import FLOOR_FACTOR, LIMITS
 from tfqat.export.onnx import FOLD_BATCHNORM
-from tfqat.export.parity import CodeDifference, OutputParity, ParityReport, PointParity
-from tfqat.export.qdq_graph import load
-from tfqat.export.segments import keras_segments
-from tfqat.export.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
+from tfqat.proof.cause import Explainer, Watch
+from tfqat.proof.cut import OpenGraph
+from tfqat.proof.executions import Codes
+from tfqat.proof.expected import Expected, expected_of
+from tfqat.proof.layouts import layout
+from tfqat.proof.limits import FLOOR_FACTOR, LIMITS
+from tfqat.proof.parity import CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.proof.qdq_graph import load
+from tfqat.proof.segments import keras_segments
+from tfqat.proof.structure import StructureCheck, check_structure, missing_nodes
 from tfqat.quantize import state
 
 # All points of a batch are in memory at once, several times in Keras and twice in ONNX Runtime: at most so many examples, or values.
@@ -99,6 +99,7 @@ class _Comparison:
     def __init__(self, qmodel: Any, path: Path, form: Form) -> None:
         self._form = form
         self._keras = Codes.of(qmodel)
+        self._keras_outputs = tuple(qmodel.output_names)
         self._keras64 = Codes.in_float64(qmodel)
         self._compiled: Codes | None = Codes.of(qmodel, compiled=True)
         self._seed = tf.Variable(0, dtype=tf.int32)
@@ -121,6 +122,7 @@ class _Comparison:
         codes, outputs = self._keras(inputs)
         fed = self._form.feed(dict(zip(self._input_names, arrays, strict=True)))
         onnx_outputs, whole = self._whole(fed)
+        _check_shapes(self._keras_outputs, outputs, onnx_outputs)
         if not self._layouts:
             self._layouts = {name: layout(codes[name], whole[name]) for name in codes}
         in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
@@ -202,6 +204,13 @@ class _Comparison:
         except tf.errors.OpError:
             self._compiled = None
             return None
+
+
+def _check_shapes(names: Iterable[str], wanted: Iterable[np.ndarray], found: Iterable[np.ndarray]) -> None:
+    """Make sure that outputs have the model's shapes: numpy would compare (1, n, ...) with (n, ...)."""
+    for name, one, other in zip(names, wanted, found, strict=True):
+        if one.shape != other.shape:
+            raise ExportError(f"output {name!r} has the shape {one.shape} in the model and {other.shape} in the graph: export it again")
 
 
 def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:

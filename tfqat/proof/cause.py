@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from tfqat.export.expected import Expected
-from tfqat.export.limits import FLOAT32, LIMITS, Limits
-from tfqat.export.parity import CodeDifference, PointParity
-from tfqat.export.pattern import Pattern, pattern_of
-from tfqat.export.segments import KerasSegments, OnnxSegment, onnx_segment
-from tfqat.export.structure import check_structure
+from tfqat.proof.expected import Expected
+from tfqat.proof.limits import FLOAT32, LIMITS, Limits
+from tfqat.proof.parity import CodeDifference, PointParity
+from tfqat.proof.pattern import Pattern, pattern_of
+from tfqat.proof.segments import KerasSegments, OnnxSegment, onnx_segment
+from tfqat.proof.structure import check_structure
 
 # The rules of the structure that speak about a weight: broken in the segment, they are the cause.
 _WEIGHT_RULES = {

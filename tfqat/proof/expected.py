@@ -63,14 +63,9 @@ def expected_of(qmodel: Any, *, fold_batchnorm: bool = True) -> Expected:
         },
         weights=tuple(_in_onnx_layout(handle) for handle in handles.values() if handle.weight is not None),
         fold_batchnorm=fold_batchnorm,
-        non_negative=non_negative_points(handles),
+        non_negative=state.non_negative(handles),
         kept_batch_norms=frozenset(result.node for result in fold_batch_norms(qmodel).batch_norms if not result.folded),
     )
-
-
-def non_negative_points(handles: Mapping[str, state.Handle]) -> frozenset[str]:
-    """The activation points that hold no negative value."""
-    return frozenset(name for name, handle in handles.items() if handle.weight is None and handle.point.non_negative)
 
 
 def onnx_layout(codes: np.ndarray, scale: np.ndarray, weight: str) -> tuple[np.ndarray, np.ndarray, int | None]:

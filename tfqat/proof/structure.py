@@ -11,9 +11,9 @@ import onnx_ir as ir
 from onnx_ir import convenience
 
 from tfqat.export.edit import MATRIX_OPS, weight_codes
-from tfqat.export.expected import Expected, WeightCodes
 from tfqat.export.unsigned import saturating_products, scale_of_zeros
 from tfqat.models.graph import CALL
+from tfqat.proof.expected import Expected, WeightCodes
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 # What may stand between a DequantizeLinear and the operation that reads it: TensorRT moves these before the DequantizeLinear.

@@ -12,10 +12,10 @@ import onnx_ir as ir
 from onnx_ir import convenience
 
 from tfqat.errors import ExportError
-from tfqat.export.cut import session_of
 from tfqat.export.edit import weight_codes
-from tfqat.export.segments import point_of
 from tfqat.form import Form, Pixels
+from tfqat.proof.cut import session_of
+from tfqat.proof.segments import point_of
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 

@@ -12,9 +12,9 @@ import pytest
 from onnx import numpy_helper
 
 from tfqat.errors import DataError, ExportError
-from tfqat.export.against import compare_graphs
-from tfqat.export.parity import ParityReport
-from tfqat.export.verify import verify
+from tfqat.proof.against import compare_graphs
+from tfqat.proof.parity import ParityReport
+from tfqat.proof.verify import verify
 
 
 def tampered(path: Path, folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
