@@ -98,8 +98,11 @@ def test_init_plan_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "save", "loss", "names"), MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("qat", [False, True], ids=["ptq_only", "qat"])
+@pytest.mark.parametrize(
+    ("file", "save", "loss", "names"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.sweep] if number else []) for number, (name, case) in enumerate(MODELS.items())],
+)
+@pytest.mark.parametrize("qat", [False, pytest.param(True, marks=pytest.mark.sweep)], ids=["ptq_only", "qat"])
 def test_init_run(
     file: str,
     save: Callable[[Path], None],

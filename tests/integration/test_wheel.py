@@ -51,7 +51,8 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     assert sum(names.values()) < 12e6
 
 
-def test_the_wheel_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runs", [False, pytest.param(True, marks=pytest.mark.sweep)])
+def test_the_wheel_outside_the_repository(wheel: Path, tmp_path: Path, runs: bool) -> None:
     """TensorFlow and the rest come from the environment of the tests; tfqat itself from the wheel alone."""
     venv.create(tmp_path / "env", system_site_packages=True, with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
@@ -71,6 +72,8 @@ def test_the_wheel_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
     shown = run(tfqat, "plan", "recipe.yaml", cwd=project)
     assert "stem" in shown and "QAT schedule" in shown
     run(tfqat, "doctor", cwd=project)
+    if not runs:
+        return
     settings: list[Any] = ["--set=ptq_only=true", "--set=compile.enabled=false", "--set=calibration.batches=2"]
     assert "proven" in run(tfqat, "run", "recipe.yaml", *settings, cwd=project)
 
