@@ -29,7 +29,7 @@ from figures import Figure, show
 
 import tfqat
 from tfqat.engines import onnxruntime as runtime
-from tfqat.errors import TfqatError
+from tfqat.errors import TfqatError, add_note
 from tfqat.form import Form
 
 
@@ -124,7 +124,7 @@ def judged(name: str, qmodel: Any, path: Path, option: Option, form: Form, image
         proven = tfqat.verify(qmodel, path, [images], examples=len(images))
     except Exception as error:  # one line in the table; the other options still count
         if not isinstance(error, TfqatError):
-            error.add_note(f"in {name}")
+            add_note(error, f"in {name}")
         return Figure(name=name, value="-", limit=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", kept=False)
     wrong += proven.failures
     if form.remainder == "float32" and (proven.local.equal < 0.9999 or proven.local.max_difference > 1):

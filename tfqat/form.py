@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfqat.errors import DataError
+from tfqat.errors import DataError, ExportError
 
 FORM = "tfqat.form"
 """The metadata entry that holds the form of a graph as JSON, if it is not the model's own."""
@@ -50,19 +50,23 @@ class Pixels:
         return whole.astype(np.uint8)
 
 
+def images(ranks: Mapping[str, int]) -> frozenset[str]:
+    """Which inputs are images: those of four axes or more; where there is none, those of three, which have no axis of channels."""
+    return frozenset(name for name, rank in ranks.items() if rank > 3) or frozenset(name for name, rank in ranks.items() if rank == 3)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """The outside of a graph.
+    """The outside of a graph; `images` says which inputs are images.
 
     Attributes:
         target: `tensorrt`: int8 codes; `onnxruntime`: the same grid as uint8, for ONNX Runtime's CPU kernels.
         remainder: the type of what is not quantized.
         weights: `int8` codes, or the `float` values that they stand for, with Q and DQ behind them.
         batch: the size of the first axis of all inputs and outputs; None: free.
-        size: the sizes of the axes between batch and channels of every input that has such axes, (height, width) of images; None: as the
-            model has them.
-        layout: of these inputs: `nhwc`, as Keras has them, or `nchw`.
-        pixels: these inputs are uint8 pixels that the graph normalizes; None: as the model has them.
+        size: the sizes of the axes between batch and channels of images, (height, width); None: as the model has them.
+        layout: of images with four axes or more: `nhwc`, as Keras has them, or `nchw`.
+        pixels: images are uint8 pixels that the graph normalizes; None: as the model has them.
         outputs: new names of the outputs, in the model's order; empty: as the model has them.
     """
 
@@ -81,12 +85,21 @@ class Form:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Form:
-        """The form of a graph, from its file's metadata."""
-        known = json.loads(metadata.get(FORM, "{}"))
-        kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-        if (pixels := kept.get("pixels")) is not None:
-            kept["pixels"] = Pixels(**{key: tuple(value) for key, value in pixels.items()})
-        return cls(**kept)
+        """The form of a graph, from its file's metadata.
+
+        Raises:
+            ExportError: the entry is damaged, or of a later tfqat.
+        """
+        text = metadata.get(FORM, "{}")
+        try:
+            kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+            if (pixels := kept.get("pixels")) is not None:
+                kept["pixels"] = Pixels(**{key: tuple(value) for key, value in pixels.items()})
+            return cls(**kept)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ExportError(
+                f"the graph's metadata {FORM!r} cannot be read ({error}): it is damaged, or of a later version of tfqat; export it again"
+            ) from error
 
     def feed(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Inputs as Keras takes them, as the graph takes them.
@@ -94,8 +107,9 @@ class Form:
         Raises:
             DataError: inputs that are no pixels, for a graph that takes pixels.
         """
-        return {name: self._as_taken(name, value) if value.ndim > 2 else value for name, value in values.items()}
+        found = images({name: value.ndim for name, value in values.items()})
+        return {name: self._as_taken(name, value) if name in found else value for name, value in values.items()}
 
     def _as_taken(self, name: str, value: np.ndarray) -> np.ndarray:
         taken = value if self.pixels is None else self.pixels.pixels(name, value)
-        return np.ascontiguousarray(np.moveaxis(taken, -1, 1)) if self.layout == "nchw" else taken
+        return np.ascontiguousarray(np.moveaxis(taken, -1, 1)) if self.layout == "nchw" and taken.ndim > 3 else taken

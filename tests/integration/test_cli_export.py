@@ -41,7 +41,7 @@ def test_other_types_and_another_target(tiny_run: Any, tfqat_command: Callable[.
 
 
 def test_a_run_for_onnxruntime(tiny_project: Path, tfqat_command: Callable[..., Any], tmp_path: Path) -> None:
-    settings = ("--set", "export.target=onnxruntime", "--set", "ptq_only=true", "--out", tmp_path)
+    settings = ("--set", "export.target=onnxruntime", "--set", "export.layout=nchw", "--set", "ptq_only=true", "--out", tmp_path)
     result = tfqat_command("run", tiny_project / "tiny.yaml", *settings)
     assert result.code == 0, result.err
     (run,) = tmp_path.iterdir()
@@ -54,7 +54,9 @@ def test_a_run_for_onnxruntime(tiny_project: Path, tfqat_command: Callable[..., 
     assert parity["passed"] and parity["fused"]["codes"] > 1_000_000 and parity["fused"]["max_difference"] <= 1
     result = tfqat_command("export", run, "-o", tmp_path / "again.onnx")
     assert result.code == 0, result.err
-    assert onnx.load(tmp_path / "again.onnx").graph == onnx.load(run / "model.onnx").graph
+    assert onnx.load(tmp_path / "again.onnx").graph == onnx.load(run / "model.onnx").graph  # in the form of its recipe
+    result = tfqat_command("export", run, "-o", tmp_path / "other.onnx", "--layout", "nhwc")
+    assert result.code == 0 and onnx.load(tmp_path / "other.onnx").graph.input[0].type.tensor_type.shape.dim[3].dim_value == 1
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,9 @@ def image_input(inputs: Sequence[Tensor], form: Form, normalization: Pixels | No
             f"the input {given} takes normalized numbers, not pixels: say how the training data were normalized, with --mean and --std, "
             "(pixel - mean) / std, or with --unit, pixel / 255"
         )
-    first = len(given.shape) == 4 and (form.layout == "nchw" or (given.shape[3] not in _MODES and given.shape[1] in _MODES))
+    first = len(given.shape) == 4 and (
+        form.layout == "nchw" or (given.shape[3] not in _MODES and given.shape[1] is not None and given.shape[1] in _MODES)
+    )
     sizes = given.shape[2:] if first else given.shape[1:3]
     channels = given.shape[1 if first else 3] if len(given.shape) == 4 else None
     if len(given.shape) == 4 and (channels is None or channels not in _MODES):

@@ -108,7 +108,8 @@ def _of_arrays(engine: Engine, path: Path, normalization: Pixels | None) -> Infe
         notes = (f"not read, as the model has no such input: {', '.join(unused)}",) if unused else ()
         found = {name: value for name, value in found.items() if name in names}
     outputs = _by_name(engine, engine.predict(found))
-    count = len(next(iter(outputs.values())))
+    first = next(iter(outputs.values()))
+    count = len(first) if first.ndim else 1
     return Inference(outputs=outputs, sources=tuple(map(str, range(count))), notes=notes)
 
 

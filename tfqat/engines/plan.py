@@ -53,7 +53,13 @@ class PlanRunner:
         Raises:
             EngineError: TensorRT or the driver refuses it.
         """
-        with self._lock, self._device.active():
+        with self._lock:
+            if self._context is None:
+                raise EngineError(f"{self._path}: the engine is closed")
+            return self._run(feed)
+
+    def _run(self, feed: Feed) -> list[np.ndarray[Any, Any]]:
+        with self._device.active():
             for name, value in feed.items():
                 if not self._context.set_input_shape(name, tuple(value.shape)):
                     raise EngineError(f"{self._path}: TensorRT refuses the shape {list(value.shape)} for the input {name!r}")
@@ -70,6 +76,8 @@ class PlanRunner:
     def close(self) -> None:
         """Give the memory of the GPU back."""
         with self._lock:
+            if self._context is None:
+                return
             with self._device.active():
                 for address, _ in self._buffers.values():
                     self._device.free(address)

@@ -28,7 +28,10 @@ class SessionRunner:
 
     def run(self, feed: Feed) -> list[np.ndarray[Any, Any]]:
         """The outputs, in their order."""
-        return ort_runtime.execute(self._session, feed)
+        session = self._session  # another thread may close this one meanwhile
+        if session is None:
+            raise EngineError("the engine is closed")
+        return ort_runtime.execute(session, feed)
 
     def close(self) -> None:
         """Let go of the session."""

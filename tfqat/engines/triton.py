@@ -185,7 +185,7 @@ def _kept_config(directory: Path, interface: str) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} cannot be read: {error}") from error
-    there = _plain(found)
+    there = set(_parts(found))
     for part in re.split(r"\n(?=\w)", interface.strip()):
         if _plain(part) not in there:
             raise EngineError(
@@ -193,6 +193,12 @@ def _kept_config(directory: Path, interface: str) -> str | None:
                 "another repository"
             )
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """The top-level fields, each without white space."""
+    bare = re.sub(r"#.*", "", text)
+    return [_plain(part) for part in re.split(r"\n(?=\w)", bare.strip())]
 
 
 def _plain(text: str) -> str:

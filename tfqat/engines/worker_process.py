@@ -82,7 +82,13 @@ def run_worker(job: Job, *, timeout_s: float, command: Sequence[str] = WORKER) -
         (folder / "job.json").write_text(json.dumps(_job_file(job, folder)))
         try:
             process = subprocess.run(
-                [*command, str(folder / "job.json")], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=timeout_s
+                [*command, str(folder / "job.json")],
+                cwd=folder,
+                env=_environment(),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
             )
         except subprocess.TimeoutExpired:
             said = _said(_read_log(folder / "log.jsonl"))

@@ -13,7 +13,7 @@ from onnx_ir import convenience
 
 from tfqat.errors import ExportError
 from tfqat.export.edit import SETTLED, add_initializer, constant_of
-from tfqat.form import Form, Pixels
+from tfqat.form import Form, Pixels, images
 
 
 def apply(graph: ir.Graph, form: Form) -> None:
@@ -25,14 +25,13 @@ def apply(graph: ir.Graph, form: Form) -> None:
         ExportError: a size that the model does not take, or other outputs than the model has.
     """
     _rename_outputs(graph, form.outputs)
-    _set_sizes(graph, form)
-    for value in graph.inputs:
-        if _has_channels(value) and form.pixels is not None:
+    found = _images(graph, form)
+    _set_sizes(graph, form, found)
+    for value in found:
+        if form.pixels is not None:
             _pixels_in(graph, value, form.pixels)
-    if form.layout == "nchw":
-        for value in graph.inputs:
-            if _has_channels(value):
-                _channels_first(graph, value)
+        if form.layout == "nchw" and len(value.shape or ()) > 3:
+            _channels_first(graph, value)
     if form != Form():
         for node in graph:
             for value in node.outputs:
@@ -53,8 +52,19 @@ def upgraded(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         raise ExportError(f"ONNX's version converter cannot write opset {opset}: {str(error).splitlines()[0]}; take a lower one") from error
 
 
-def _has_channels(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) > 2
+def _images(graph: ir.Graph, form: Form) -> list[ir.Value]:
+    """The inputs that are images.
+
+    Raises:
+        ExportError: the form says something of images, and there is none.
+    """
+    names = images({str(value.name): len(value.shape or ()) for value in graph.inputs})
+    found = [value for value in graph.inputs if value.name in names]
+    asked = [key for key, given in (("size", form.size), ("pixels", form.pixels), ("layout nchw", form.layout == "nchw")) if given]
+    if asked and not (found if asked != ["layout nchw"] else [value for value in found if len(value.shape or ()) > 3]):
+        shapes = ", ".join(f"{value.name} {value.shape}" for value in graph.inputs)
+        raise ExportError(f"{asked[0]} is for images, and no input is one: {shapes}; leave it out")
+    return found
 
 
 def _rename_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
@@ -69,14 +79,14 @@ def _rename_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
         value.name = name
 
 
-def _set_sizes(graph: ir.Graph, form: Form) -> None:
+def _set_sizes(graph: ir.Graph, form: Form, found: Sequence[ir.Value]) -> None:
     for value in graph.inputs:
         if value.shape is None:
             continue
         sizes = list(value.shape)
         if form.batch is not None:
             sizes[0] = _agreed(value, sizes[0], form.batch, "batch")
-        if form.size is not None and _has_channels(value):
+        if form.size is not None and value in found:
             if len(form.size) != len(sizes) - 2:
                 raise ExportError(f"input {value.name!r} has {len(sizes) - 2} axes between batch and channels; got the size {form.size}")
             sizes[1:-1] = [_agreed(value, old, new, "size") for old, new in zip(sizes[1:-1], form.size, strict=True)]
@@ -104,21 +114,30 @@ def _channels_first(graph: ir.Graph, value: ir.Value) -> None:
     sizes = list(value.shape)
     value.shape = ir.Shape([sizes[0], sizes[-1], *sizes[1:-1]])
     last = value
-    for kind in ("Cast", "Sub", "Div", "QuantizeLinear", "DequantizeLinear"):
+    for kind in (*_NORMALIZING, "QuantizeLinear", "DequantizeLinear"):
         readers = [use.node for use in last.uses()]
-        if len(readers) == 1 and readers[0].op_type == kind and (kind in _NORMALIZING or _scales(readers[0]) == 1):
+        own = kind not in _NORMALIZING or (readers and readers[0].name == f"{value.name}/{_NORMALIZING[kind]}")
+        if len(readers) == 1 and readers[0].op_type == kind and own and (kind in _NORMALIZING or _scales(readers[0]) == 1):
             last = readers[0].outputs[0]
             if kind in ("Sub", "Div"):
                 _along_axis_1(graph, readers[0], len(sizes))
     if last.producer() is not None and last.producer().op_type == "QuantizeLinear":  # type: ignore[union-attr]
         last = last.producer().inputs[0]  # type: ignore[union-attr, assignment]
+    first = _first_reader(graph, last)
+    if first is None:
+        return
     back = [0, *range(2, len(sizes)), 1]
     node = ir.node("Transpose", [last], attributes={"perm": back}, name=f"{value.name}/channels_last")
     node.outputs[0].name, node.outputs[0].type = f"{value.name}/channels_last.out", last.type
-    readers = [use.node for use in last.uses() if use.node is not node]
     convenience.replace_all_uses_with(last, node.outputs[0])
     node.replace_input_with(0, last)
-    graph.insert_before(readers[0], node)
+    graph.insert_before(first, node)
+
+
+def _first_reader(graph: ir.Graph, value: ir.Value) -> ir.Node | None:
+    """The first node of the graph that reads a value; None if none does."""
+    readers = [use.node for use in value.uses()]
+    return next((node for node in graph if any(node is reader for reader in readers)), None)
 
 
 def _along_axis_1(graph: ir.Graph, node: ir.Node, rank: int) -> None:
@@ -146,9 +165,10 @@ def _pixels_in(graph: ir.Graph, value: ir.Value, pixels: Pixels) -> None:
             raise ExportError(
                 f"input {value.name!r} has {channels} channels; got {len(numbers)} numbers for pixels.{key}, expected 1 or {channels}"
             )
-    readers = [(use.node, use.idx) for use in value.uses()]
-    first = next(node for node in graph if any(node is reader for reader, _ in readers))
+    readers, first = [(use.node, use.idx) for use in value.uses()], _first_reader(graph, value)
     value.type = ir.TensorType(ir.DataType.UINT8)
+    if first is None:
+        return
     last = value
     steps: tuple[tuple[str, tuple[float, ...]], ...] = (("Cast", ()), ("Sub", pixels.mean), ("Div", pixels.std))
     for kind, numbers in steps:

@@ -85,7 +85,7 @@ def settle_constants(graph: ir.Graph) -> None:
 
 
 def _zero_point_name(zero_point: np.ndarray) -> str:
-    return "zero_point" if not zero_point else f"zero_point_{int(zero_point)}"
+    return "zero_point" if zero_point.dtype == np.int8 and not zero_point else f"zero_point_{zero_point.dtype}_{int(zero_point)}"
 
 
 def _is_settled(node: ir.Node) -> bool:

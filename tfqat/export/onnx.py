@@ -169,16 +169,27 @@ def _write(model: ir.Model, path: Path, metadata: Mapping[str, str], *, opset: i
 
 
 def _write_with_data(model: ir.Model, path: Path) -> int:
-    """Write the graph and, beside it, the file of its constants; both are in place or neither."""
+    """Write the graph and, beside it, the file of its constants; both are in place, or what was there before."""
     data = path.with_name(f"{path.name}.data")
+    if path.is_dir() or data.is_dir():
+        raise RunDirectoryError(f"cannot write {path}: {path if path.is_dir() else data} is a folder; choose another name")
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             written = Path(folder, path.name)
             ir.save(model, written, external_data=data.name, size_threshold_bytes=1024)
             _check(str(written))
             size = written.stat().st_size + written.with_name(data.name).stat().st_size
-            written.with_name(data.name).replace(data)  # first: a graph without its data cannot be read
-            written.replace(path)
+            before = Path(folder, "before")
+            if data.exists():
+                data.replace(before)
+            try:
+                written.with_name(data.name).replace(data)  # first: a graph without its data cannot be read
+                written.replace(path)
+            except OSError:
+                data.unlink(missing_ok=True)
+                if before.exists():
+                    before.replace(data)
+                raise
     except OSError as error:
         raise RunDirectoryError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
     return size

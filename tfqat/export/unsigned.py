@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import convenience
 
-from tfqat.export.edit import MATRIX_OPS, SETTLED, add_initializer, constant_of, is_constant, remove_unused
+from tfqat.export.edit import MATRIX_OPS, SETTLED, add_initializer, constant_of, is_constant, remove_unused, weight_codes
 from tfqat.form import Target
 from tfqat.numerics import TINY
 
@@ -193,20 +193,32 @@ def _weight_dequantizers(graph: ir.Graph) -> Iterator[ir.Node]:
 def saturating_products(graph: ir.Graph) -> dict[str, int]:
     """The products whose codes can make a sum of two products, uint8 times int8, that 16 bits do not hold: name -> the largest sum."""
     found = {}
-    for dequantize in _weight_dequantizers(graph):
-        largest = 2 * int(np.abs(constant_of(dequantize.inputs[0]).astype(np.int32)).max(initial=0))
-        for use in dequantize.outputs[0].uses():
-            source = _dequantizer(use.node.inputs[0])
+    for dequantize in (node for node in graph if node.op_type == "DequantizeLinear"):
+        codes = weight_codes(dequantize)
+        if codes is None:
+            continue
+        largest = 2 * int(np.abs(codes.astype(np.int32)).max(initial=0))
+        for product in _products(dequantize.outputs[0]):
+            source = _dequantizer(product.inputs[0])
             if source is None or len(source.inputs) < 3:
                 continue
             sums = largest * (HIGHEST if constant_of(source.inputs[2]) == UNSIGNED else 255)
             if sums >= 2**15:
-                found[str(use.node.name)] = sums
+                found[str(product.name)] = sums
     return found
+
+
+def _products(value: ir.Value) -> Iterator[ir.Node]:
+    """The products that read a weight, as it is or in another float type."""
+    for use in value.uses():
+        if use.node.op_type == "Cast":
+            yield from _products(use.node.outputs[0])
+        elif use.node.op_type in MATRIX_OPS:
+            yield use.node
 
 
 def _dequantizer(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in _MOVES:
+    while node is not None and node.op_type in (*_MOVES, "Cast"):
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     return node if node is not None and node.op_type == "DequantizeLinear" else None

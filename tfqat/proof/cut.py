@@ -36,7 +36,7 @@ class OpenGraph:
     @classmethod
     def observed(cls, path: str | Path, points: Iterable[str]) -> OpenGraph:
         """The model with the int8 codes of every point as further outputs."""
-        model = _with_free_batch(path)
+        model = with_free_batch(path)
         zero_points = _add_code_outputs(model.graph, points)
         return cls(session_of(model, literal=True), zero_points, False)
 
@@ -48,7 +48,7 @@ class OpenGraph:
 
         before   segment A -> Q -> DQ -> segment B          after   A -> Q -> codes/p      given/p -> DQ -> B
         """
-        model = _with_free_batch(path)
+        model = with_free_batch(path)
         zero_points = _add_code_outputs(model.graph, tuple(points))
         for point in zero_points:
             dequantize = _node(model.graph, f"{point}/DQ")
@@ -99,7 +99,7 @@ def session_of(model: ir.Model, *, literal: bool) -> Any:
         return runtime.session(path, literal=literal)
 
 
-def _with_free_batch(path: str | Path) -> ir.Model:
+def with_free_batch(path: str | Path) -> ir.Model:
     """The model; one that is written for a fixed batch size computes the same for every other."""
     model = ir.load(path)
     for value in (*model.graph.inputs, *model.graph.outputs):

@@ -144,7 +144,7 @@ class OutputParity:
         largest = a.max(axis=-1) if classes > 1 else np.zeros(1)
         return cls(
             max_abs_difference=float(np.abs(a - b).max(initial=0.0)),
-            cosine=float((a * b).sum() / norms) if norms else 1.0,
+            cosine=float((a * b).sum() / norms) if norms else float(not np.any(a) and not np.any(b)),
             top1_agreement=float((largest - chosen <= noise).mean()),
         )
 
@@ -153,9 +153,9 @@ class OutputParity:
         """The worst figure of each kind over the outputs of a model."""
         outputs = tuple(outputs)
         return cls(
-            max_abs_difference=max(output.max_abs_difference for output in outputs),
-            cosine=min(output.cosine for output in outputs),
-            top1_agreement=min(output.top1_agreement for output in outputs),
+            max_abs_difference=float(np.max([output.max_abs_difference for output in outputs])),  # NaN stays
+            cosine=float(np.min([output.cosine for output in outputs])),
+            top1_agreement=float(np.min([output.top1_agreement for output in outputs])),
         )
 
 
@@ -259,7 +259,7 @@ class ParityReport:
                 f"fused: ONNX Runtime's kernels give {fused.equal:.4%} of the literal graph's codes, largest difference "
                 f"{fused.max_difference}; worst at {worst.id!r} ({worst.fused.equal:.4%})"
             )
-        if self.outputs.top1_agreement < TOP1_AGREEMENT:
+        if not self.outputs.top1_agreement >= TOP1_AGREEMENT:
             found.append(f"outputs: the largest entry is the same on {self.outputs.top1_agreement:.2%}, expected {TOP1_AGREEMENT:.1%}")
         return tuple(found)
 
@@ -282,6 +282,7 @@ class ParityReport:
                 "local_point_equal": self.limits.point_equal,
                 "local_output_difference": self.limits.output_difference,
                 "fused_equal": FUSED_EQUAL,
+                "fused_max_difference": FUSED_MAX_DIFFERENCE,
                 "noise_floor_factor": FLOOR_FACTOR,
                 "top1_agreement": TOP1_AGREEMENT,
             },

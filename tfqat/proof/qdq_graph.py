@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from onnx_ir import convenience
 
 from tfqat.errors import ExportError
 from tfqat.export.edit import weight_codes
-from tfqat.form import Form, Pixels
-from tfqat.proof.cut import session_of
+from tfqat.form import Form, Pixels, images
+from tfqat.proof.cut import session_of, with_free_batch
 from tfqat.proof.segments import point_of
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
@@ -77,7 +77,7 @@ class QdqGraph:
             path=path,
             model=model,
             form=form,
-            inputs={str(value.name): _input(value, form) for value in graph.inputs},
+            inputs=_inputs(graph.inputs, form),
             points=points,
             readers={name: grid for name, grid in dequantized.items() if grid.codes is None},
             weights={name: grid for name, grid in dequantized.items() if grid.codes is not None},
@@ -86,10 +86,7 @@ class QdqGraph:
 
     def session(self) -> Any:
         """An ONNX Runtime session that runs the graph literally, on any batch size, and returns its outputs and `codes/<point>`."""
-        model = ir.load(self.path)
-        for value in (*model.graph.inputs, *model.graph.outputs):
-            if value.shape is not None and len(value.shape):
-                value.shape = ir.Shape(["batch", *list(value.shape)[1:]])
+        model = with_free_batch(self.path)
         for node in model.graph:
             if _is_point(node):
                 codes = _read_codes(node)
@@ -154,11 +151,16 @@ def _code_type(node: ir.Node) -> ir.DataType:
     return ir.DataType(node.attributes["output_dtype"].as_int()) if "output_dtype" in node.attributes else ir.DataType.UINT8
 
 
+def _inputs(values: Sequence[ir.Value], form: Form) -> dict[str, GraphInput]:
+    found = images({str(value.name): len(value.shape or ()) for value in values})
+    return {str(value.name): _input(value, form if value.name in found else Form()) for value in values}
+
+
 def _input(value: ir.Value, form: Form) -> GraphInput:
     sizes = [size if isinstance(size, int) else None for size in (value.shape or ())]
-    if form.layout == "nchw" and len(sizes) > 2:
+    if form.layout == "nchw" and len(sizes) > 3:
         sizes = [sizes[0], *sizes[2:], sizes[1]]
-    pixels = form.pixels if len(sizes) > 2 else None
+    pixels = form.pixels
     dtype = value.dtype.numpy() if value.dtype is not None and pixels is None else np.dtype(np.float32)
     return GraphInput(sizes=(None, *sizes[1:]), dtype=dtype, pixels=pixels)
 

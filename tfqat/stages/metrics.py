@@ -108,7 +108,7 @@ class Measuring:
         first = next((name for name in found["keras"] if name not in losses), "loss")
         keras, graph, deployed = (found[name] for name in ("keras", "graph", "deployed"))
         examples = len(joined["keras"][0])
-        allowed = max(MAX_DROP, TIES / examples) if max_drop is None else max_drop
+        allowed = max(MAX_DROP, TIES / examples) * max(1.0, abs(keras[first])) if max_drop is None else max_drop
         return GraphMetrics(examples=examples, keras=keras, graph=graph, deployed=deployed, first=first, max_drop=allowed)
 
     @float32_policy()

@@ -43,10 +43,11 @@ def compile_model(
     shapes, temporary = _shapes(shape or ()), onnx.is_dir()
     with tempfile.TemporaryDirectory() as folder:
         if temporary:  # by way of its graph
-            from tfqat.export_run import export_source
+            from tfqat.export_run import graph_of
 
-            out = out or onnx.with_suffix(".plan")
-            onnx = export_source(onnx, Path(folder) / "model.onnx", unsafe=unsafe).path
+            source = onnx.resolve()
+            onnx = graph_of(source, Path(folder), unsafe=unsafe)
+            out = out or (onnx.with_suffix(".plan") if onnx.parent == source else source.with_name(f"{source.name}.plan"))
         if not as_json:
             _lint(onnx)
         report = compile_engine(

@@ -25,16 +25,16 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The ONNX file; default: model.onnx, none with --triton.")] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="13 to 23; default: the run's, or 17.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="tensorrt or onnxruntime; default: the run's, or tensorrt.")] = None,
-    remainder: Annotated[str, typer.Option("--remainder", help="Type of what is not quantized: float32 or float16.")] = "float32",
-    weights: Annotated[str, typer.Option("--weights", help="int8 codes, or float with Q and DQ behind them.")] = "int8",
+    remainder: Annotated[str | None, typer.Option("--remainder", help="Type of what is not quantized: float32 or float16.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="int8 codes, or float with Q and DQ behind them.")] = None,
     mean: Annotated[str | None, typer.Option("--mean", help="Take uint8 pixels, less this: one number, or one per channel.")] = None,
     std: Annotated[str | None, typer.Option("--std", help="Take uint8 pixels, divided by this, likewise.")] = None,
     external_data: Annotated[bool | None, typer.Option(help="Weights in a file of their own; default: above 1.5 GB.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="A fixed batch size; default: free.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="Fixed sizes of free axes of images, such as 224,224.")] = None,
-    layout: Annotated[str, typer.Option("--layout", help="Of the inputs: nhwc as Keras has it, or nchw.")] = "nhwc",
+    layout: Annotated[str | None, typer.Option("--layout", help="Of images at the inputs: nhwc as Keras has it, or nchw.")] = None,
     output: Annotated[list[str] | None, typer.Option("--output", help="New names of the outputs, one each; repeatable.")] = None,
-    fold_batchnorm: Annotated[bool, typer.Option(help="Fold BatchNorm into the scales of weights.")] = True,
+    fold_batchnorm: Annotated[bool | None, typer.Option(help="Fold BatchNorm into the scales of weights.")] = None,
     triton: Annotated[Path | None, typer.Option("--triton", help="Put it into this Triton model repository, as the next version.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in Triton; default: that of SOURCE.")] = None,
     max_batch: Annotated[
@@ -42,52 +42,52 @@ def export(
     ] = None,
     unsafe: Unsafe = False,
 ) -> None:
-    """Write the ONNX graph of a quantized model, with Q/DQ that TensorRT compiles; --triton puts it into a model repository."""
+    """Write the ONNX graph of a quantized model, with Q/DQ that TensorRT compiles; --triton puts it into a model repository.
+
+    Of a run, what no option says is as in its recipe; --triton without options serves the graph that the run proved.
+    """
     from tfqat.recipe.export import ExportConfig
     from tfqat.recipe.problems import sentence, validate
 
-    given = {
-        "opset": 17 if opset is None else opset,
+    options = {
+        "opset": opset,
         "target": target,
         "remainder": remainder,
         "weights": weights,
+        "external_data": external_data,
         "batch": batch,
         "size": _numbers(size),
         "layout": layout,
         "pixels": {key: _numbers(text) for key, text in (("mean", mean), ("std", std)) if text is not None} or None,
-        "outputs": output or [],
+        "outputs": output or None,
+        "fold_batchnorm": fold_batchnorm,
     }
+    given = {key: value for key, value in options.items() if value is not None}
     config, wrong = validate(ExportConfig, given)
     if config is None:
         raise typer.BadParameter("; ".join(sentence(path, text) for path, text in wrong))
     if triton is None and (name is not None or max_batch is not None):
         raise typer.BadParameter("--name and --max-batch are for --triton")
     if triton is not None and source.suffix in SERVED:
-        options = (opset, target, mean, std, external_data, batch, size, output, out)
-        if any(option is not None for option in options) or (remainder, weights, layout, fold_batchnorm) != _DEFAULTS:
+        if given or out is not None:
             raise typer.BadParameter(f"{source} is served as it is: leave the options of the graph and --out out, or give the run")
         _serve(source, triton, name, max_batch)
         return
     with tempfile.TemporaryDirectory() as folder:
-        from tfqat.export_run import export_source
+        from tfqat.export_run import export_source, graph_of
 
-        report = export_source(
-            source,
-            out or (Path("model.onnx") if triton is None else Path(folder) / "model.onnx"),
-            opset=opset,
-            target=config.target,
-            fold_batchnorm=fold_batchnorm,
-            form=config.form,
-            external_data=external_data,
-            unsafe=unsafe,
-        )
-        _say(report, fold_batchnorm)
+        if triton is not None and not given and out is None:
+            graph = graph_of(source, Path(folder), unsafe=unsafe)
+        else:
+            path = out or (Path("model.onnx") if triton is None else Path(folder) / "model.onnx")
+            report = export_source(source, path, given, unsafe=unsafe)
+            _say(report, fold_batchnorm is not False)
+            graph = report.path
         if triton is not None:
-            _serve(report.path, triton, name or _name_of(source), max_batch)
+            _serve(graph, triton, name or _name_of(source), max_batch)
 
 
 SERVED = (".onnx", ".plan", ".engine", ".trt")
-_DEFAULTS = ("float32", "int8", "nhwc", True)
 
 
 def _say(report: ExportReport, fold_batchnorm: bool) -> None:

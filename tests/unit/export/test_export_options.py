@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from tfqat.engines import onnxruntime as runtime
-from tfqat.errors import DataError, ExportError
+from tfqat.errors import DataError, ExportError, RunDirectoryError
 from tfqat.export import edit
 from tfqat.form import Form, Pixels
 
@@ -119,6 +119,91 @@ def test_more_than_a_message_holds_goes_beside_by_itself(tiny_quantized: Any, tm
     opened = cut.OpenGraph.observed(tmp_path / "model.onnx", ["image"])  # by way of a file too
     _, codes = opened({"image": np.ones((1, 12, 12, 1), np.float32)})
     assert codes["image"].shape == (1, 12, 12, 1)
+
+
+def pooled(**inputs: tuple[int, ...]) -> Any:
+    """A quantized network of several inputs, a Dense layer for each but `unread`; calibrated on noise."""
+    import tf_keras
+    from tf_keras import layers
+
+    import tfqat
+
+    given = [tf_keras.Input(shape, name=name) for name, shape in inputs.items()]
+    flat = [layers.Dense(4)(layers.Flatten()(one)) for one in given if one.name != "unread"]
+    model = tf_keras.Model(given, layers.Add()(flat) if len(flat) > 1 else flat[0])
+    qmodel = tfqat.quantize_model(model)
+    data = {name: np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32) for name, shape in inputs.items()}
+    tfqat.calibrate(qmodel, [data], batches=1)
+    return qmodel
+
+
+def test_pixels_are_for_the_images_among_the_inputs(tmp_path: Path) -> None:
+    import tfqat
+
+    qmodel = pooled(image=(4, 4, 3), sequence=(5, 2))
+    tfqat.export_onnx(qmodel, tmp_path / "model.onnx", form=Form(pixels=UNIT, layout="nchw"))
+    found = {value.name: value.type.tensor_type for value in onnx.load(tmp_path / "model.onnx").graph.input}
+    assert (found["image"].elem_type, found["sequence"].elem_type) == (TensorProto.UINT8, TensorProto.FLOAT)
+    assert [dim.dim_value for dim in found["image"].shape.dim][1:] == [3, 4, 4]
+    rng = np.random.default_rng(1)
+    image = UNIT.normalized(rng.integers(0, 256, (8, 4, 4, 3), np.uint8))
+    data = {"image": image, "sequence": rng.normal(size=(8, 5, 2)).astype(np.float32)}
+    assert tfqat.verify(qmodel, tmp_path / "model.onnx", [data]).failures == ()
+
+
+@pytest.mark.parametrize("form", [Form(layout="nchw"), Form(pixels=UNIT)], ids=["nchw", "pixels"])
+def test_an_input_that_nothing_reads(form: Form, tmp_path: Path) -> None:
+    import tfqat
+
+    tfqat.export_onnx(pooled(image=(4, 4, 3), unread=(4, 4, 3)), tmp_path / "model.onnx", form=form)
+    assert {value.name for value in onnx.load(tmp_path / "model.onnx").graph.input} >= {"image"}
+
+
+NO_IMAGES = {
+    "nchw": (Form(layout="nchw"), (6, 2), "layout nchw is for images, and no input is one: "),
+    "pixels": (Form(pixels=UNIT), (6,), "pixels is for images, and no input is one: "),
+    "size": (Form(size=(4, 4)), (6,), "size is for images, and no input is one: "),
+}
+
+
+@pytest.mark.parametrize(("form", "shape", "message"), NO_IMAGES.values(), ids=NO_IMAGES)
+def test_what_is_said_of_images_needs_one(form: Form, shape: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    import tfqat
+
+    with pytest.raises(ExportError, match=message):
+        tfqat.export_onnx(pooled(numbers=shape), tmp_path / "model.onnx", form=form)
+
+
+def test_normalization_layers_of_the_model_are_not_the_pixels(tmp_path: Path) -> None:
+    """Channels first, the model's own subtraction stays behind the Transpose."""
+    import tf_keras
+    from tf_keras import layers
+
+    import tfqat
+
+    image = tf_keras.Input((6, 6, 3), name="image")
+    x = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 4.0, 9.0])(image)
+    model = tf_keras.Model(image, layers.Flatten()(layers.Conv2D(4, 3)(x)))
+    images = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype(np.float32)
+    qmodel = tfqat.quantize_model(model)
+    tfqat.calibrate(qmodel, [images], batches=1)
+    tfqat.export_onnx(qmodel, tmp_path / "model.onnx", form=Form(layout="nchw"))
+    assert tfqat.verify(qmodel, tmp_path / "model.onnx", [images]).failures == ()
+
+
+def test_a_folder_in_the_way_leaves_nothing(tiny_quantized: Any, tmp_path: Path) -> None:
+    import tfqat
+
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(RunDirectoryError, match=r"model.onnx is a folder; choose another name"):
+        tfqat.export_onnx(tiny_quantized, tmp_path / "model.onnx", external_data=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"shape": 3}', '{"pixels": {"mode": 1}}', "3"])
+def test_a_form_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ExportError, match=r"the graph's metadata 'tfqat\.form' cannot be read"):
+        Form.of({"tfqat.form": text})
 
 
 def test_data_that_are_no_pixels_are_refused(tiny_quantized: Any, images: np.ndarray, tmp_path: Path) -> None:

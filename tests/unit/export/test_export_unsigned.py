@@ -110,6 +110,19 @@ def test_a_model_that_was_planned_for_tensorrt_saturates(
     broken = {check.rule: check.detail for check in verify_structure(tiny_quantized, path) if not check.passed}
     assert set(broken) == {rule} and broken[rule].startswith("stem: two products add up to 64770, more than 32767; plan the model")
     assert saturating_products(ir.load(planned[1]).graph) == {}
+    for form in (Form(target="onnxruntime", weights="float"), Form(target="onnxruntime", remainder="float16")):
+        tfqat.export_onnx(tiny_quantized, path, form=form)
+        assert set(saturating_products(ir.load(path).graph)) == {"stem", "head"}
+
+
+def test_one_scale_for_a_weight_that_is_written_as_floats(tiny_float: Any, tiny_data: Callable[[str], Any], tmp_path: Path) -> None:
+    """Its zero point is a scalar like those of activations, and of another type."""
+    import tfqat
+
+    qmodel = tfqat.quantize_model(tiny_float, {"target": "onnxruntime", "weights": {"granularity": "per_tensor"}})
+    tfqat.calibrate(qmodel, tiny_data("calibration"), batches=4)
+    tfqat.export_onnx(qmodel, tmp_path / "model.onnx", form=Form(target="onnxruntime", weights="float"))
+    assert tfqat.verify(qmodel, tmp_path / "model.onnx", tiny_data("validation"), examples=50).failures == ()
 
 
 def put_zero_point(path: Path, name: str, value: Any) -> None:

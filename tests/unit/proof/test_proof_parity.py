@@ -183,6 +183,7 @@ def test_the_json_object() -> None:
         "local_output_difference": 1e-4,
         "local_point_equal": 0.999,
         "fused_equal": 0.99,
+        "fused_max_difference": 1,
         "noise_floor_factor": 1.5,
         "top1_agreement": 0.998,
     }
