@@ -223,6 +223,13 @@ def test_another_model_of_the_same_name_is_refused(graph: Callable[..., Path], t
     assert export_triton(graph(text), repository, name="other").version == 1
 
 
+def test_another_largest_batch_is_another_model(graph: Callable[..., Path], tmp_path: Path) -> None:
+    """3 is where 32 begins."""
+    export_triton(graph(images()), tmp_path / "repository", max_batch_size=32)
+    with pytest.raises(EngineError, match=r"it lacks 'max_batch_size: 3'"):
+        export_triton(graph(images()), tmp_path / "repository", max_batch_size=3)
+
+
 def test_versions_of_writers_at_the_same_time(graph: Callable[..., Path], tmp_path: Path) -> None:
     path, versions = graph(images()), []
     threads = [threading.Thread(target=lambda: versions.append(export_triton(path, tmp_path / "r").version)) for _ in range(8)]
