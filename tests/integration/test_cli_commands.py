@@ -158,7 +158,7 @@ def test_verify_proves_a_run(tiny_run: Any, tfqat_command: Callable[..., Any]) -
     assert "Parity with ONNX Runtime on 250 examples" in text
     for line in ("local: each segment fed the same codes", "end to end", "noise floor: float32 against float64", "15 of 15"):
         assert line in text
-    assert text.count("✓") == 14 and "✗" not in text and "failed" not in text
+    assert text.count("✓") == 15 and "✗" not in text and "failed" not in text
     assert "Difference of codes, all points" in text
     assert re.search(r"accuracy: Keras (\d\.\d{4}), graph \1, as deployed \d\.\d{4}", text)
 
