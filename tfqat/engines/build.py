@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,27 +84,13 @@ def build_engines(
     if folders:
         raise EngineError(f"an engine cannot be written to {folders[0]}: it is a folder")
     try:
-        with _made(out.parent), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        with files.folder_for(out.parent), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
             places = [_Place(target=target, plan=Path(folder, path.name), path=path) for target, path in zip(targets, paths, strict=True)]
             report = _report(backend, graph, profile, places, options, gpu)
             _put_in_place(places, options.timing_cache)
     except (OSError, RunDirectoryError) as error:
         raise EngineError(f"an engine cannot be written to {out.parent}: {error}") from error
     return report
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """A folder that is there in the block, and that is not left behind if it was made for a build that failed."""
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for one in made:
-                one.rmdir()
-        raise
 
 
 def _report(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,7 @@ def _plain(text: str) -> str:
 
 def _written(source: _Source, directory: Path, config: str | None) -> Path:
     """The model file in the next version's folder, which appears whole; then nothing else is left of a failure."""
-    with _made(directory), tempfile.TemporaryDirectory(dir=directory, prefix=files.TEMPORARY) as staging:
+    with files.folder_for(directory), tempfile.TemporaryDirectory(dir=directory, prefix=files.TEMPORARY) as staging:
         folder = Path(staging) / "version"
         folder.mkdir()
         name = "model.onnx" if source.platform == "onnxruntime_onnx" else "model.plan"
@@ -218,7 +217,12 @@ def _written(source: _Source, directory: Path, config: str | None) -> Path:
             shutil.copyfile(source.path.parent / beside, folder / beside)
         if config is not None:
             files.write_text(directory / CONFIG, config)
-        return _placed(folder, directory) / name
+        try:
+            return _placed(folder, directory) / name
+        except OSError:
+            if config is not None:
+                (directory / CONFIG).unlink(missing_ok=True)
+            raise
 
 
 def _placed(folder: Path, directory: Path) -> Path:
@@ -230,19 +234,3 @@ def _placed(folder: Path, directory: Path) -> Path:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-
-
-@contextlib.contextmanager
-def _made(directory: Path) -> Iterator[None]:
-    """A folder that is there in the block, and that is not left behind if it was made for a model that was not written."""
-    made = [one for one in (directory, *directory.parents) if not one.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if directory in made:
-                (directory / CONFIG).unlink(missing_ok=True)
-            for one in made:
-                one.rmdir()
-        raise
