@@ -9,7 +9,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tfqat.proof.comparison import GraphComparison
-    from tfqat.proof.parity import CodeDifference, ParityReport
+    from tfqat.proof.differences import CodeDifference
+    from tfqat.proof.parity import ParityReport
 
 _RANGES = ((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, 255))
 

@@ -15,10 +15,10 @@ from tfqat.engines import onnxruntime as runtime
 from tfqat.errors import DataError, ExportError
 from tfqat.proof import feeds
 from tfqat.proof.comparison import FirstDifference, GraphComparison
+from tfqat.proof.differences import CodeDifference, OutputParity
 from tfqat.proof.held import Held
 from tfqat.proof.layouts import layout
 from tfqat.proof.limits import FLOAT32
-from tfqat.proof.parity import CodeDifference, OutputParity
 from tfqat.proof.qdq_graph import GraphInput, QdqGraph
 
 # Two times the codes of a batch are in memory at once: at most so many examples, or values of one graph's points.

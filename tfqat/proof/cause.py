@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import convenience
 
+from tfqat.proof.differences import CodeDifference
 from tfqat.proof.expected import Expected
 from tfqat.proof.limits import FLOAT32, LIMITS, Limits
-from tfqat.proof.parity import CodeDifference, PointParity
+from tfqat.proof.parity import PointParity
 from tfqat.proof.pattern import Pattern, pattern_of
 from tfqat.proof.segments import KerasSegments, OnnxSegment, onnx_segment
 from tfqat.proof.structure import check_structure

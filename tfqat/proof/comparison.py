@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tfqat.proof.differences import CodeDifference, OutputParity
 from tfqat.proof.limits import FLOAT32, TOP1_AGREEMENT
-from tfqat.proof.parity import CodeDifference, OutputParity
 
 # Of all codes, end to end. Graphs with the same numbers in them can differ by the rounding of their operations alone, which one flipped
 # code carries on; of other numbers, nothing but a few ties is asked for.

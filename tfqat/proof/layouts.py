@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from tfqat.errors import ExportError
-from tfqat.proof.parity import CodeDifference
+from tfqat.proof.differences import CodeDifference
 
 _CLEARLY = 0.5
 """Another order of the axes than those that converters make is taken if at most so much of the disagreement is left."""

@@ -18,11 +18,12 @@ from tfqat.form import Form
 from tfqat.models.dtypes import float32_policy
 from tfqat.proof.cause import Explainer, Watch
 from tfqat.proof.cut import OpenGraph
+from tfqat.proof.differences import CodeDifference, OutputParity
 from tfqat.proof.executions import Codes
 from tfqat.proof.expected import Expected, expected_of
 from tfqat.proof.layouts import layout
 from tfqat.proof.limits import FLOOR_FACTOR, LIMITS
-from tfqat.proof.parity import CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.proof.parity import ParityReport, PointParity
 from tfqat.proof.qdq_graph import load
 from tfqat.proof.segments import keras_segments
 from tfqat.proof.structure import StructureCheck, check_structure, missing_nodes

@@ -18,7 +18,7 @@ from tfqat.export.onnx import export_onnx
 from tfqat.form import Form
 from tfqat.proof.against import compare_files, compare_graphs
 from tfqat.proof.comparison import GraphComparison
-from tfqat.proof.parity import CodeDifference
+from tfqat.proof.differences import CodeDifference
 
 Change = Callable[[onnx.ModelProto], None]
 

@@ -16,9 +16,10 @@ from onnx import helper, numpy_helper
 
 from tfqat.proof.cause import Divergence, Explainer, Watch
 from tfqat.proof.cut import OpenGraph
+from tfqat.proof.differences import CodeDifference
 from tfqat.proof.executions import Codes
 from tfqat.proof.expected import expected_of
-from tfqat.proof.parity import CodeDifference, PointParity
+from tfqat.proof.parity import PointParity
 from tfqat.proof.segments import keras_segments
 from tfqat.proof.verify import verify
 

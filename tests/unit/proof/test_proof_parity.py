@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfqat.proof.parity import CodeDifference, OutputParity, ParityReport, PointParity
+from tfqat.proof.differences import CodeDifference, OutputParity
+from tfqat.proof.parity import ParityReport, PointParity
 from tfqat.proof.structure import StructureCheck
 
 
