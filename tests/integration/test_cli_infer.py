@@ -60,9 +60,9 @@ def test_outputs_as_a_file(project: Path, tfqat_command: Callable[..., Any]) -> 
     np.savez(project / "in.npz", image=images)
     result = tfqat_command("infer", "floats.onnx", "--input", "in.npz", "-o", "out.npz")
     assert (result.code, result.out.strip()) == (0, "out.npz: y [40, 3]")
-    written = np.load(project / "out.npz")
-    assert written.files == ["y"]
-    np.testing.assert_allclose(written["y"], images.mean((1, 2)), atol=1e-6)
+    with np.load(project / "out.npz") as written:
+        assert written.files == ["y"]
+        np.testing.assert_allclose(written["y"], images.mean((1, 2)), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,10 @@ def _loaded(path: Path) -> Any:
     """An array, or arrays by name; nothing in the file is executed."""
     try:
         found = np.load(path, allow_pickle=False)
-        return {name: found[name] for name in found.files} if isinstance(found, np.lib.npyio.NpzFile) else found
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            return found
+        with found:
+            return {name: found[name] for name in found.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as arrays: {error}") from error
 
