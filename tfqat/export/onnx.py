@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def export_onnx(
         path: the file to write; written whole or not at all.
         opset: 13 to 23; above 17 by ONNX's version converter.
         fold_batchnorm: fold BatchNorm into the scales of the convolution before it.
-        form: sizes of axes, the layout of inputs, and names of outputs; None: as the model has them, with a free batch size.
+        form: the runtime, types, sizes of axes, inputs and names of outputs; None: for TensorRT, as the model has them, with a free batch.
         metadata: entries for the file's metadata, such as the recipe's hash.
         external_data: put the constants into a file of their own beside `path`, `model.onnx.data`; None: above 1.5 GB.
 
@@ -93,17 +93,9 @@ def export_onnx(
     form = form or Form()
     converted = tf2onnx_adapter.convert(model, opset=opset, markers=tuple(markers.values()))
     graph = converted.graph
-    quantize_weights(graph, [_weight_input(handles[point].point, name, folded.codes) for point, name in weight_inputs.items()])
-    passes.join_quantizers(graph)
-    forms.apply(graph, form)
-    passes.cancel_transposes(graph)
-    passes.plain_resizes(graph)
-    passes.padded_average_pools(graph)
-    if form.target == "onnxruntime":
-        unsigned_codes(graph, state.non_negative(handles))
+    weights = [_weight_input(handles[point].point, name, folded.codes) for point, name in weight_inputs.items()]
+    _bring_into_form(graph, weights, form, state.non_negative(handles))
     saturating = tuple(saturating_products(graph)) if form.target == "onnxruntime" else ()
-    if form.weights == "float":
-        float_weights(graph)
     operations = naming.name_after_layers(
         graph, [name for layer in model.layers for name in dict.fromkeys((layer.name, given_name(layer.name)))], prefix=model.name
     )
@@ -124,6 +116,20 @@ def export_onnx(
         operations=operations,
         saturating=saturating,
     )
+
+
+def _bring_into_form(graph: ir.Graph, weights: Sequence[WeightInput], form: Form, non_negative: Collection[str]) -> None:
+    """All passes over the structure of the graph, in their order."""
+    quantize_weights(graph, weights)
+    passes.join_quantizers(graph)
+    forms.apply(graph, form)
+    passes.cancel_transposes(graph)
+    passes.plain_resizes(graph)
+    passes.padded_average_pools(graph)
+    if form.target == "onnxruntime":
+        unsigned_codes(graph, non_negative)
+    if form.weights == "float":
+        float_weights(graph)
 
 
 def export_float_onnx(model: Any, path: str | Path, *, opset: int = 17) -> int:

@@ -1,7 +1,6 @@
 """The passes over the structure of tf2onnx's graph.
 
-Every pass of export changes the graph it is given and says what it changed. Their order: weights.quantize_weights, join_quantizers,
-cancel_transposes, plain_resizes, padded_average_pools, naming.name_after_layers, naming.settle_constants, naming.name_dimensions.
+Every pass of export changes the graph it is given and says what it changed. `onnx` calls them in their order.
 """
 
 from __future__ import annotations

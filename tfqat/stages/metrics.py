@@ -67,6 +67,11 @@ class GraphMetrics:
         return {"skipped": self.skipped} if self.skipped else {**asdict(self), "difference": self.difference}
 
 
+def allowed_drop(value: float, examples: int) -> float:
+    """How far a metric may be from the model's `value`: MAX_DROP, or what TIES examples are worth if that is more; above 1 that share."""
+    return max(MAX_DROP, TIES / examples) * max(1.0, abs(value))
+
+
 class Measuring:
     """Runs the batches of a data set through the model and both sessions while another reads them: one pass over the data."""
 
@@ -86,7 +91,7 @@ class Measuring:
             yield batch
 
     def result(self, training: TrainingConfig, *, max_drop: float | None = None) -> GraphMetrics:
-        """The loss and metrics of a recipe, or why they were skipped; max_drop None: MAX_DROP, or two examples' worth if that is more."""
+        """The loss and metrics of a recipe, or why they were skipped; max_drop None: see `allowed_drop`."""
         if self._skipped or not self._targets:
             return GraphMetrics(skipped=self._skipped or "the data set is empty")
         try:
@@ -108,7 +113,7 @@ class Measuring:
         first = next((name for name in found["keras"] if name not in losses), "loss")
         keras, graph, deployed = (found[name] for name in ("keras", "graph", "deployed"))
         examples = len(joined["keras"][0])
-        allowed = max(MAX_DROP, TIES / examples) * max(1.0, abs(keras[first])) if max_drop is None else max_drop
+        allowed = allowed_drop(keras[first], examples) if max_drop is None else max_drop
         return GraphMetrics(examples=examples, keras=keras, graph=graph, deployed=deployed, first=first, max_drop=allowed)
 
     @float32_policy()

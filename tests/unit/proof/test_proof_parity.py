@@ -193,3 +193,32 @@ def test_the_json_object() -> None:
     assert data["points"][1]["local_equal"] == 0.9997
     assert data["structure"] == [{"rule": "scales are positive", "passed": True, "detail": ""}]
     assert set(data["outputs"]) == {"max_abs_difference", "cosine", "top1_agreement"}
+
+
+@pytest.mark.parametrize(
+    ("histogram", "words"),
+    [
+        ({0: 9_900, 1: 100}, ""),
+        (
+            {0: 9_899, 1: 101},
+            "fused: ONNX Runtime's kernels give 98.9900% of the literal graph's codes, largest difference 1",
+        ),
+        (
+            {0: 9_999, 2: 1},
+            "fused: ONNX Runtime's kernels give 99.9900% of the literal graph's codes, largest difference 2",
+        ),
+    ],
+)
+def test_fused_kernels_may_be_one_step_apart_on_one_code_in_a_hundred(histogram: dict[int, int], words: str) -> None:
+    found = report()
+    points = (replace(found.points[0], fused=CodeDifference(histogram=histogram)), *found.points[1:])
+    failures = replace(found, points=points).failures
+    assert [failure.startswith(words) for failure in failures] == ([True] if words else [])
+
+
+def test_the_worst_of_several_outputs_keeps_what_is_no_number() -> None:
+    good = OutputParity(max_abs_difference=0.0, cosine=1.0, top1_agreement=1.0)
+    bad = OutputParity.between(np.ones((2, 1)), np.full((2, 1), np.nan))
+    worst = OutputParity.worst([good, bad])
+    assert np.isnan(worst.cosine) and np.isnan(worst.max_abs_difference)
+    assert OutputParity.between(np.zeros((2, 1)), np.ones((2, 1))).cosine == 0.0

@@ -88,3 +88,13 @@ def test_skipped_with_the_reason(data: list[Any], changes: dict[str, Any], reaso
 def test_every_batch_is_handed_on(tiny_quantized: Any, tiny_onnx: Path) -> None:
     batches = [(IMAGES, np.zeros(4)), (IMAGES + 1, np.ones(4))]
     assert list(Measuring(tiny_quantized, tiny_onnx, examples=2).through(batches)) == batches
+
+
+@pytest.mark.parametrize(
+    ("value", "examples", "allowed"),
+    [(0.93, 10_000, 0.0002), (0.93, 1000, 0.002), (2500.0, 10_000, 0.5), (-40.0, 100, 0.8)],
+)
+def test_what_a_metric_may_lose_by_default(value: float, examples: int, allowed: float) -> None:
+    from tfqat.stages.metrics import allowed_drop
+
+    assert allowed_drop(value, examples) == pytest.approx(allowed)
