@@ -1,0 +1,59 @@
+"""What a block may be given, so that a page about one step need not show the ones before: `<!-- given: NAME -->`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+_SETTINGS = ("ptq_only=true",)
+
+
+def given_run(folder: Path, namespace: dict[str, Any]) -> None:
+    """`runs/` with one finished run of the main recipe. It is made once for all pages of a test run."""
+    kept = _kept_for_this_test_run() / "runs"
+    with (kept.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            _make(kept)
+    shutil.copytree(kept, folder / "runs")
+
+
+def given_fashion_mnist(folder: Path, namespace: dict[str, Any]) -> None:
+    """`model` (tf_keras, trained), `train`, `validation`, `calibration` (batches) and `loss` of examples/fashion_mnist."""
+    import tf_keras
+
+    import tfqat
+    from tfqat.recipe.references import load_reference
+
+    example = _ROOT / "examples" / "fashion_mnist"
+    for name in ("train", "validation", "calibration"):
+        namespace[name] = load_reference(f"data.py:bundled_{name}", base=example)().take(20)
+    namespace["model"] = tfqat.load_model(example / "float.keras")
+    namespace["loss"] = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _kept_for_this_test_run() -> Path:
+    name = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    folder = Path(tempfile.gettempdir()) / f"tfqat-docs-given-{name}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _make(runs: Path) -> None:
+    command = [sys.executable, "-m", "tfqat_cli", "run", "recipes/fashion_mnist.yaml", "--out", str(runs)]
+    settings = [part for setting in _SETTINGS for part in ("--set", setting)]
+    done = subprocess.run([*command, *settings], cwd=_ROOT, capture_output=True, text=True, timeout=500, check=False)
+    if done.returncode:
+        shutil.rmtree(runs, ignore_errors=True)
+        raise RuntimeError(f"the run that pages are given failed:\n{done.stdout}\n{done.stderr}")
+
+
+GIVEN: dict[str, Callable[[Path, dict[str, Any]], None]] = {"run": given_run, "fashion_mnist": given_fashion_mnist}
