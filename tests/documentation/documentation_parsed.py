@@ -23,9 +23,8 @@ training: {epochs: 30, batch_size: 128, learning_rate: 0.1, loss: sparse_categor
 def check_tfqat_commands(script: str) -> str | None:
     """What is wrong with the commands of tfqat in a script: an unknown command or option, or a value that an option does not take."""
     import typer
-    from typer.main import get_command
-
     from tfqat_cli.main import app
+    from typer.main import get_command
 
     group = get_command(app)
     for words in _commands(script):
@@ -56,9 +55,9 @@ def _commands(script: str) -> Iterator[list[str]]:
 def check_names(source: str) -> str | None:
     """What of `tfqat.a.b` in Python code does not exist."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tfqat":
-            if not hasattr(import_module("tfqat"), node.attr):
-                return f"tfqat has no {node.attr!r}"
+        of_tfqat = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tfqat"
+        if of_tfqat and not hasattr(import_module("tfqat"), node.attr):
+            return f"tfqat has no {node.attr!r}"
     return None
 
 
