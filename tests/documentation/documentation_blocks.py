@@ -13,9 +13,10 @@ A page's folder is new for each page; `examples/` and `recipes/` of the reposito
 
 - `<!-- not run: REASON -->`: parsed only: commands and options of `tfqat`, names of `tfqat.` in Python.
 - `<!-- exit: N -->`: the exit code that is expected, with the message on stderr as part of the output.
-- `<!-- given: run -->`: `runs/` holds a finished run of `recipes/fashion_mnist.yaml` (calibrated, not fine-tuned).
+- `<!-- given: NAME -->`: what `documentation_given.py` has by this name.
+- `<!-- picture: images/NAME -->`: the block writes the file NAME, which the page shows from there.
 
-`TFQAT_WRITE_DOCS=1` puts the real outputs into the pages instead of comparing.
+`TFQAT_WRITE_DOCS=1` puts the real outputs into the pages instead of comparing, and the pictures beside them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 LANGUAGES = ("bash", "python", "yaml", "json", "text", "mermaid")
-_COMMENT = re.compile(r"<!--\s*(not run|exit|given):\s*(.*?)\s*-->", re.DOTALL)
+_COMMENT = re.compile(r"<!--\s*(not run|exit|given|picture):\s*(.*?)\s*-->", re.DOTALL)
 _TITLE = re.compile(r'title="([^"]+)"')
 
 

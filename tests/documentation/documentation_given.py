@@ -35,7 +35,7 @@ def given_fashion_mnist(folder: Path, namespace: dict[str, Any]) -> None:
 
     example = _ROOT / "examples" / "fashion_mnist"
     for name in ("train", "validation", "calibration"):
-        namespace[name] = load_reference(f"data.py:bundled_{name}", base=example)().take(20)
+        namespace[name] = load_reference(f"data.py:bundled_{name}", base=example)().take(4)
     namespace["model"] = tfqat.load_model(example / "float.keras")
     namespace["loss"] = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -76,12 +76,26 @@ def evaluate(example: Example) -> str | None:
     if block.title is not None and block.language != "yaml":
         return None
     real = _RUNNERS[block.language](block, example)
+    if "picture" in block.directives:
+        _picture(place, block.directives["picture"])
     if block.output is None or real is None:
         return None
     if WRITE:
         place.outputs[block.output.first] = (block.output, real)
         return None
     return difference(block.output.content, real)
+
+
+def _picture(place: Place, name: str) -> None:
+    """The block has drawn it; the page's copy is not compared, as fonts differ from machine to machine."""
+    made, kept = place.folder / Path(name).name, ROOT / "docs" / name
+    if not made.stat().st_size:
+        raise AssertionError(f"{made.name} is empty")
+    if WRITE:
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copy(made, kept)
+    elif not kept.is_file():
+        raise AssertionError(f"docs/{name} is not there; run with TFQAT_WRITE_DOCS=1")
 
 
 def _parsed(block: Block) -> str | None:
