@@ -34,8 +34,8 @@ def given_fashion_mnist(folder: Path, namespace: dict[str, Any]) -> None:
     from tfqat.recipe.references import load_reference
 
     example = _ROOT / "examples" / "fashion_mnist"
-    for name in ("train", "validation", "calibration"):
-        namespace[name] = load_reference(f"data.py:bundled_{name}", base=example)().take(4)
+    for name, batches in (("train", 8), ("validation", 8), ("calibration", 16)):
+        namespace[name] = load_reference(f"data.py:bundled_{name}", base=example)().take(batches)
     namespace["model"] = tfqat.load_model(example / "float.keras")
     namespace["loss"] = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -80,10 +80,11 @@ def evaluate(example: Example) -> str | None:
         _picture(place, block.directives["picture"])
     if block.output is None or real is None:
         return None
-    if WRITE:
+    problem = difference(block.output.content, real)
+    if WRITE and problem is not None:
         place.outputs[block.output.first] = (block.output, real)
         return None
-    return difference(block.output.content, real)
+    return problem
 
 
 def _picture(place: Place, name: str) -> None:
@@ -165,6 +166,6 @@ def write_outputs(page: Path, outputs: dict[int, tuple[Block, str]]) -> None:
     page.write_text("".join(lines))
 
 
-def pages() -> Sybil:
-    """What collects the pages."""
-    return Sybil(parsers=[parse], patterns=PAGES, path=str(ROOT), setup=set_up, teardown=tear_down)
+def pages(root: Path = ROOT) -> Sybil:
+    """What collects the pages of a folder."""
+    return Sybil(parsers=[parse], patterns=PAGES, path=str(root), setup=set_up, teardown=tear_down)

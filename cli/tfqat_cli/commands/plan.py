@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,5 +149,16 @@ def _print_schedule(recipe: Recipe) -> None:
     table.add_column("setting")
     table.add_column("value")
     for name, value in qat_plan(recipe.training, recipe.qat).to_dict().items():
-        table.add_row(name, "counted from the data" if value is None else str(value))
+        table.add_row(name, _setting(name, value))
     console.print(table)
+
+
+def _setting(name: str, value: Any) -> str:
+    """A value of the schedule in words; what is counted in steps is not known without data."""
+    if value is None:
+        return "counted from the data" if name.endswith(("steps", "steps_per_epoch")) else "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_setting(key, part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(str(part) for part in value) or "nothing"
+    return str(value)
