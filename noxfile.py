@@ -25,26 +25,49 @@ PAIRS = [(python, tensorflow) for python, several in PYTHON.items() for tensorfl
 OLD_ML_DTYPES = ("2.16", "2.17")
 AGAINST_THE_BOUND = ("ml-dtypes>=0.5,<0.6", "onnx==1.22.*", "onnx-ir>=1.0,<2", "sympy", "mpmath")
 
+# The road from a recipe to a proven graph and engines, numerics, TFMOT's parts, models of both Keras: a few minutes for each pair.
+SAMPLE = (
+    "tests/unit/test_tfqat_numerics.py",
+    "tests/unit/quantize",
+    "tests/unit/export/test_export_onnx.py",
+    "tests/unit/models/test_models_load.py",
+    "tests/integration/test_pipeline.py",
+)
+
 
 @nox.session
 @nox.parametrize("python,tensorflow", PAIRS)
 def tests(session: nox.Session, tensorflow: str) -> None:
     """The fast tests; arguments after `--` are pytest's."""
-    pins = [
-        f"tensorflow=={tensorflow}.*",
-        f"tf-keras=={tensorflow}.*",
-    ]
-    if tensorflow in OLD_ML_DTYPES:
-        project = nox.project.load_toml("pyproject.toml")["project"]
-        pinned = ("tensorflow>", "tf-keras", "onnx>", "onnx-ir")
-        others = (line for line in project["dependencies"] if not line.startswith(pinned))
-        session.install(*pins, *others, "pytest", "pytest-timeout", "pytest-xdist")
-        session.install("--no-deps", *AGAINST_THE_BOUND)
-        session.install("--no-deps", "-e", ".")
-    else:
-        session.install(*pins, "-e", ".[test]")
+    _install(session, tensorflow)
+    _pytest(session, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("python,tensorflow", PAIRS)
+def sample(session: nox.Session, tensorflow: str) -> None:
+    """Some of the tests. CI runs one pair; all of them: `nox -s sample --no-stop-on-first-error`."""
+    _install(session, tensorflow)
+    _pytest(session, *SAMPLE, *session.posargs)
+
+
+def _install(session: nox.Session, tensorflow: str) -> None:
+    pins = [f"tensorflow=={tensorflow}.*", f"tf-keras=={tensorflow}.*"]
+    if tensorflow not in OLD_ML_DTYPES:
+        session.install(*pins, "-e", ".[test,rtx]")
+        return
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["test"], *extras["tensorboard"], *extras["images"], *extras["rtx"]]
+    pinned = ("tensorflow>", "tf-keras", "onnx>", "onnx-ir", "tfqat[", "tensorboard>")
+    session.install(*pins, *(line for line in wanted if not line.startswith(pinned)))
+    session.install("--no-deps", *AGAINST_THE_BOUND)
+    session.install("--no-deps", "-e", ".")
+
+
+def _pytest(session: nox.Session, *arguments: str) -> None:
     # Deprecations differ from version to version; warnings are errors on the pinned versions of constraints.txt (see .ci/run).
-    session.run("pytest", "-q", "-o", "filterwarnings=default", "-n", "2", "--dist", "loadfile", *session.posargs)
+    session.run("pytest", "-q", "-o", "filterwarnings=default", "-n", "2", "--dist", "loadfile", *arguments)
 
 
 @nox.session(python="3.11")

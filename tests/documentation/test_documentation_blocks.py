@@ -142,7 +142,7 @@ def test_a_wrong_page_fails(tmp_path: Path) -> None:
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     api, cli, recipe = ((tmp_path / "reference" / f"{name}.html").read_text() for name in ("api", "cli", "recipe"))
