@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,11 @@ def _bash(block: Block, example: Example) -> str:
 def _python(block: Block, example: Example) -> str:
     printed = io.StringIO()
     code = compile("\n" * (block.first + 1) + block.content, example.path, "exec")
-    with contextlib.redirect_stdout(printed):
-        exec(code, example.namespace)
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(code, example.namespace)
+    except Exception as error:  # Sybil 10 cannot show an exception that was raised while another one was handled in the block itself
+        raise AssertionError("".join(traceback.format_exception(error))) from None
     return printed.getvalue()
 
 
@@ -145,12 +149,17 @@ def set_up(namespace: dict[str, Any]) -> None:
     namespace[_PLACE] = place
     namespace["__name__"] = "page"
     os.chdir(place.folder)
+    sys.path.insert(0, str(place.folder))  # as in a Python that is started there
 
 
 def tear_down(namespace: dict[str, Any]) -> None:
     """Back to where pytest was started; the folder goes."""
     place: Place = namespace[_PLACE]
     os.chdir(place.before)
+    sys.path.remove(str(place.folder))
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__dict__", {}).get("__file__", "")).startswith(f"{place.folder}{os.sep}"):
+            del sys.modules[name]  # another page may have a file of that name
     if place.outputs:
         write_outputs(place.page, place.outputs)
     shutil.rmtree(place.folder, ignore_errors=True)

@@ -21,7 +21,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from tfqat.errors import ModelError
 from tfqat.models.dtypes import float32_policy, is_mixed, without_mixed
-from tfqat.models.nested import Names, calls, check_functional, key
+from tfqat.models.nested import Names, calls, check_functional, key, made_again
 from tfqat.models.operations import layer_for, written_out
 from tfqat.models.split import Split, split
 from tfqat.models.steps import Step, is_symbolic
@@ -187,22 +187,16 @@ def _copy_layer(layer: Any, name: str) -> Any:
     """A new layer like `layer` without its weights.
 
     Raises:
-        ModelError: the class of the layer has no, or no complete, `get_config`.
+        ModelError: the class of the layer has no, or no complete, `get_config`, or is one of TFMOT.
     """
     if isinstance(layer, TFOpLambda):
         return type(layer)(layer.function, name=name)
     if type(layer) is tf_keras.layers.Lambda:  # its configuration holds byte code, which lost the names around the function
         options = {"output_shape": layer._output_shape, "mask": layer.mask, "arguments": dict(layer.arguments)}
         return tf_keras.layers.Lambda(layer.function, name=name, dtype=layer.dtype, trainable=layer.trainable, **options)
-    try:
-        with warnings.catch_warnings():  # keras.applications gives TensorFlow's initializers to a few layers
-            warnings.filterwarnings("ignore", message="The `keras.initializers.serialize", category=UserWarning)
-            return type(layer).from_config({**without_mixed(layer.get_config()), "name": name})
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"layer {layer.name!r} ({type(layer).__name__}) cannot be made again from its configuration: {str(error).strip()}. Give its "
-            "class a get_config method that returns every argument of the constructor"
-        ) from error
+    with warnings.catch_warnings():  # keras.applications gives TensorFlow's initializers to a few layers
+        warnings.filterwarnings("ignore", message="The `keras.initializers.serialize", category=UserWarning)
+        return made_again(layer, lambda: {**without_mixed(layer.get_config()), "name": name})
 
 
 def _own_classes(model: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import tf_keras
 from tfqat.errors import ModelError
 from tfqat.models.dtypes import float32_policy
 from tfqat.models.nested import calls as calls_in_order
+from tfqat.models.nested import made_again
 
 CALL = "@"
 """What stands between the name of a layer and the number of its call; no tf_keras layer name contains it."""
@@ -194,15 +195,19 @@ def _of_class(model: Any, inputs: Any, outputs: Any) -> Any:
 
 
 def clone_layer(layer: Any, **changes: Any) -> Any:
-    """A new, unbuilt layer of the same class and configuration, with `changes` to the configuration."""
-    return _from_config(layer, {**layer.get_config(), **changes})
+    """A new, unbuilt layer of the same class and configuration, with `changes` to the configuration.
+
+    Raises:
+        ModelError: the class of the layer has no, or no complete, `get_config`, or is one of TFMOT.
+    """
+    return _made_again(layer, lambda: {**layer.get_config(), **changes})
 
 
-def _from_config(layer: Any, config: Any) -> Any:
+def _made_again(layer: Any, configuration: Callable[[], Any]) -> Any:
     """A layer of the class of `layer`; the class of a layer that it wraps need not be registered with Keras."""
     inner = type(getattr(layer, "layer", layer))
     with tf_keras.utils.custom_object_scope({inner.__name__: inner}):
-        return type(layer).from_config(config)
+        return made_again(layer, configuration)
 
 
 def copy_weights(source: Any, target: Any) -> None:
@@ -240,7 +245,7 @@ def tensors(model: Any) -> dict[TensorRef, Any]:
 
 
 def _float64_layer(layer: Any) -> Any:
-    return _from_config(layer, _with_dtype(layer.get_config(), "float64"))
+    return _made_again(layer, lambda: _with_dtype(layer.get_config(), "float64"))
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:

@@ -1,11 +1,13 @@
 """Reads a functional tf_keras model that may hold other models: its calls in order, and the names that its layers have once it is flat.
 
+Makes layers again from their configurations, with an error that says what is missing.
+
 Reads private attributes of tf_keras (the nodes of a functional model, `_keras_history`), checked on tf-keras 2.21.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tf_keras
@@ -107,3 +109,23 @@ def check_functional(model: Any, what: str) -> None:
             "in Python code that tfqat cannot read. Rebuild it with the functional API, tf_keras.Model(inputs, outputs), or start the "
             "Sequential with tf_keras.Input(shape)"
         )
+
+
+def made_again(layer: Any, configuration: Callable[[], Mapping[str, Any]]) -> Any:
+    """A layer of the class of `layer` from a configuration.
+
+    Raises:
+        ModelError: the class has no, or no complete, `get_config`; or it is one of TFMOT, so that the model is no float model.
+    """
+    if type(layer).__module__.startswith("tensorflow_model_optimization."):
+        raise ModelError(
+            f"layer {layer.name!r} ({type(layer).__name__}) is one of TFMOT, expected a float model: give the model as it was before "
+            "TFMOT's quantize_model, or what its strip_pruning or strip_clustering returns"
+        )
+    try:
+        return type(layer).from_config(dict(configuration()))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"layer {layer.name!r} ({type(layer).__name__}) cannot be made again from its configuration: {str(error).strip()}. Give its "
+            "class a get_config method that returns every argument of the constructor"
+        ) from error

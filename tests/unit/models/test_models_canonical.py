@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_model_optimization as tfmot
 import tf_keras
 from tf_keras import layers
 
@@ -369,6 +370,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["nested model 'encoder' is called with mask", "give a mask to the layers that use it"],
     ),
     "no configuration": (lambda: one_layer(Forgetful(3, name="own")), ["layer 'own' (Forgetful)", "get_config"]),
+    "quantized by TFMOT": (
+        lambda: tfmot.quantization.keras.quantize_model(one_layer(layers.Dense(3, name="fc"))),
+        ["layer 'quantize_layer' (QuantizeLayer) is one of TFMOT, expected a float model", "before TFMOT's quantize_model"],
+    ),
+    "pruned by TFMOT": (
+        lambda: tfmot.sparsity.keras.prune_low_magnitude(one_layer(layers.Dense(3, name="fc"))),
+        ["layer 'prune_low_magnitude_fc' (PruneLowMagnitude) is one of TFMOT", "strip_pruning"],
+    ),
 }
 
 
@@ -380,4 +389,4 @@ def test_what_cannot_be_read_is_refused(case: str) -> None:
         canonicalize(model)
     for part in expected:
         assert part in str(caught.value)
-    assert case in ("no configuration",) or not is_canonical(model)
+    assert case in ("no configuration", "quantized by TFMOT", "pruned by TFMOT") or not is_canonical(model)

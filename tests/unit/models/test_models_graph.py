@@ -313,6 +313,16 @@ def test_one_inserted_layer_on_two_edges_of_one_tensor_is_called_once() -> None:
     assert [source.layer for node in ("conv", "add") for source in read.node(node).inputs] == ["double", "double", "bn"]
 
 
+class Forgetful(layers.Dense):  # type: ignore[misc]
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def test_a_layer_that_forgets_an_argument_is_named() -> None:
+    with pytest.raises(ModelError, match=r"(?s)layer 'own' \(Forgetful\) cannot be made again from its config.*'units'.*get_config"):
+        graph.clone_layer(Forgetful(3, name="own"))
+
+
 def test_sequential() -> None:
     model = tf_keras.Sequential([tf_keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2, name="b")])
     assert [node.name for node in graph.read(model).nodes][1:] == ["a", "b"]

@@ -103,7 +103,7 @@ def test_custom_layers(tmp_path: Path, load_model: Any) -> None:
     path = save(model, tmp_path / "m.keras")
     loaded = load_model(path, custom_objects={"Unregistered": Unregistered})
     assert np.array_equal(loaded(ROWS).numpy(), model(ROWS).numpy())
-    with pytest.raises(ModelError, match=r"m\.keras cannot be loaded .* give the classes of custom layers as custom_objects"):
+    with pytest.raises(ModelError, match=r"m\.keras cannot be loaded .* \(Unregistered\): give the classes of custom layers as custom_"):
         load_model(path)
 
 
