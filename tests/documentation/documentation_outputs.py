@@ -1,7 +1,7 @@
 """When a shown output counts as the real one.
 
-Words must be the same. What differs from run to run may differ: times (`20261128T101500Z`), durations and rates (a number in front of
-s, ms, MB/s ...), hashes, and decimal numbers by 5% or 0.02; whole numbers must be equal. A line `...` stands for any lines, and `...`
+Words must be the same. What differs from run to run may differ: times (`20261128T101500Z`), durations and rates (`0:00:14`, a number in
+front of s, ms ...), hashes, and decimal numbers by 5% or 0.02; whole numbers must be equal. A line `...` stands for any lines, and `...`
 within a line for anything in it.
 """
 
@@ -12,6 +12,7 @@ import re
 RELATIVE, ABSOLUTE = 0.05, 0.02
 _VARIES = (
     (re.compile(r"\b\d{8}T\d{6}Z(-\d+)?\b"), "<time>"),
+    (re.compile(r"\b\d+:\d\d:\d\d\b"), "<measured>"),
     (re.compile(r"\b[0-9a-f]{12,64}\b"), "<hash>"),
     (re.compile(r"\b\d[\d,]*(\.\d+)?\s?(s|ms|µs|us|GB|images/s|/s)\b"), "<measured>"),
 )

@@ -96,6 +96,7 @@ def test_pages_that_cannot_be_tested(page: str, words: str) -> None:
         ("accuracy 0.931", "accuracy 0.871", False),
         ("12 layers", "13 layers", False),
         ("12 layers in 3.2 s", "12 layers in 14 s", True),
+        ("✓ Start ━━━ 1/1 0:00:14", "✓ Start ━━━━━━ 1/1 0:01:02", True),
         ("runs/x-20260101T000000Z", "runs/x-20261128T101500Z-1", True),
         ("1,000,000 of ... codes", "1,000,000 of 3 codes", True),
         ("│ a   │", "│ a │", True),
