@@ -9,7 +9,10 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +62,45 @@ def finished_run(tiny_project: Path, commands: Any, tmp_path_factory: pytest.Tem
     short = ("--set", "training.epochs=1", "--set", "qat.max_epochs_divisor=1")
     ended = commands.run("run", "tiny.yaml", *short, cwd=project, limit_s=300)
     assert ended.code in (0, 1) and not ended.wrong, ended.told()
+    (run,) = (project / "runs").iterdir()
+    return run
+
+
+@pytest.fixture(scope="session")
+def other_formats(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as .h5 and SavedModel, and a Keras 3 model as .keras and .h5."""
+    import keras
+    import tf_keras
+
+    folder = tmp_path_factory.mktemp("formats")
+    model = tf_keras.models.load_model(tiny_project / "float.keras", compile=False)
+    warnings.simplefilter("ignore")  # that these formats are old; pytest puts the filters back
+    model.save(folder / "float.h5")
+    model.save(folder / "saved_model", save_format="tf")
+    image = keras.Input((12, 12, 1), name="image")
+    x = keras.layers.ReLU(6.0, name="relu")(keras.layers.Conv2D(8, 3, name="stem")(image))
+    three = keras.Model(image, keras.layers.Dense(4, name="logits")(keras.layers.GlobalAveragePooling2D(name="pool")(x)))
+    three.save(folder / "three.keras")
+    three.save(folder / "three.h5")
+    return folder
+
+
+SHORT = ("--set", "training.epochs=3", "--set", "qat.max_epochs_divisor=1")
+
+
+@pytest.fixture(scope="session")
+def cut_off_run(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that was killed behind the first of three epochs. Not to be changed."""
+    out = tmp_path_factory.mktemp("cut_off")
+    project = shutil.copytree(tiny_project, out / "project", ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    with subprocess.Popen(
+        [sys.executable, "-m", "tfqat_cli", "run", "tiny.yaml", *SHORT], cwd=project, stdout=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not list(project.glob("runs/*/checkpoint.npz")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.kill()
     (run,) = (project / "runs").iterdir()
     return run
 

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import stat
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -364,3 +365,84 @@ def png_bomb(path: Path) -> Path:
     size = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
     return path
+
+
+# --- more archives and folders ---
+
+
+def twice(source: Path, path: Path) -> Path:
+    """Two config.json, of which readers may take one or the other."""
+    shutil.copy(source, path)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")  # that the name is there already
+        archive.writestr("config.json", "{}")
+    return path
+
+
+def deep(source: Path, path: Path) -> Path:
+    return write_archive(path, {**members(source), "config.json": b"[" * 100_000 + b"]" * 100_000})
+
+
+def saved_operation(folder: Path, operation: str) -> None:
+    """A node beside the others in the graph of a SavedModel."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    path = folder / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    node = saved.meta_graphs[0].graph_def.library.function[0].node_def.add()
+    node.name, node.op = "evil", operation
+    path.write_bytes(saved.SerializeToString())
+
+
+def saved_model_that_writes(folder: Path, trap: Trap) -> None:
+    """A model with a resource whose initializer writes a file, which loading runs."""
+    import tensorflow as tf
+    import tf_keras
+
+    class Resource(tf.saved_model.experimental.TrackableResource):
+        def _create_resource(self) -> Any:
+            return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[])
+
+        def _initialize(self) -> None:
+            tf.io.write_file(str(trap.canary), "written")
+
+    image = tf_keras.Input((12, 12, 1))
+    model = tf_keras.Model(image, tf_keras.layers.Conv2D(4, 3)(image))
+    model.resource = Resource()
+    shutil.rmtree(folder)
+    model.save(folder, save_format="tf")
+
+
+def saved_metadata(folder: Path, edit: Edit) -> None:
+    """The entries of keras_metadata.pb changed as those of a config."""
+    from tf_keras.protobuf import saved_metadata_pb2
+
+    path = folder / "keras_metadata.pb"
+    saved = saved_metadata_pb2.SavedMetadata.FromString(path.read_bytes())
+    for node in saved.nodes:
+        metadata = json.loads(node.metadata)
+        if metadata.get("class_name") == "Functional":
+            edit(metadata)
+            node.metadata = json.dumps(metadata)
+    path.write_bytes(saved.SerializeToString())
+
+
+def linked(path: Path, trap: Trap) -> None:
+    path.unlink()
+    path.symlink_to(trap.secret)
+
+
+def pointed_elsewhere(run: Path, trap: Trap) -> None:
+    """A run whose files name the secret wherever they name a file."""
+    changes = {
+        "metrics.json": {"exported": str(trap.text), "files": [str(trap.text)]},
+        "manifest.json": {"working_directory": str(trap.folder), "recipe_folder": str(trap.folder)},
+    }
+    for name, values in changes.items():
+        path = run / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("float.keras", "secret.txt").replace("data.py", "secret.txt"))
+    for name in ("placement.json", "model.onnx", "quantized.keras", "qat.keras"):
+        (run / name).unlink()
+        (run / name).symlink_to(trap.text)

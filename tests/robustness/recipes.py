@@ -18,6 +18,8 @@ class Verbatim(str):
     """What stands in a recipe as it is, for numbers that Python does not print."""
 
 
+MISSING = object()
+"""The value of a key that is left out."""
 BIG = (10**400, -(10**30), 2**63, 2**31, 1e308, -1e308, 5e-324, float("inf"), float("nan"), Verbatim("0x" + "F" * 5000))
 WORDS = (
     *("", " ", "\x00", "a\x00b", "../../../../etc/passwd", "/etc/shadow", "x" * 5000, "\ud800", "é\u202e\u0000", "*", "~", "=", "<<"),
@@ -52,7 +54,7 @@ def real() -> list[str]:
 def written(value: Any) -> str:
     """YAML of any value, also of ones that no library writes: as JSON, which YAML contains, with Python's spelling of numbers."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{written(str(key))}: {written(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{written(str(key))}: {written(item)}" for key, item in value.items() if item is not MISSING) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(written, value)) + "]"
     if isinstance(value, Verbatim):
@@ -82,34 +84,51 @@ def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [*([at] if at else []), *(path for key, item in items for path in paths(item, (*at, key)))]
 
 
-def fields(schema: dict[str, Any], definitions: dict[str, Any], depth: int = 0) -> st.SearchStrategy[Any]:
+STRINGS = {
+    "source": ("float.keras",),
+    "train": ("data.py:train",),
+    "validation": ("data.py:validation",),
+    "calibration": ("data.py:calibration",),
+    "test": ("data.py:validation", "x.py:f"),
+    "match": ("*", "stem*", "Conv2D", "re:.*_relu", *WORDS[13:16]),
+    "skip": ("logits", "stem", "Dense", "re:^h", *WORDS[9:16]),
+    "force": ("logits", "add", *WORDS[13:16]),
+    "with": ("relu", "relu", "hard_swish", "repvgg", "x.py:f"),
+    "compute_capabilities": ("SM86", "SM120"),
+    "search": ("max", "entropy", "percentile(99.9)", "best"),
+    "outputs": ("scores",),
+}
+"""What fits a key of the schema; another text is drawn where the schema is left."""
+
+
+def fields(schema: dict[str, Any], definitions: dict[str, Any], depth: int = 0, name: str = "") -> st.SearchStrategy[Any]:
     """Values that a JSON Schema describes, here and there with one that it does not."""
     if "$ref" in schema:
-        return fields(definitions[schema["$ref"].rpartition("/")[2]], definitions, depth)
+        return fields(definitions[schema["$ref"].rpartition("/")[2]], definitions, depth, name)
     if "const" in schema or "enum" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
     if "anyOf" in schema:
-        return st.one_of([fields(one, definitions, depth) for one in schema["anyOf"]])
+        return st.one_of([fields(one, definitions, depth, name) for one in schema["anyOf"]])
     kind = schema.get("type")
     if kind == "object":
-        known = {name: _field(one, definitions, depth + 1) for name, one in schema.get("properties", {}).items()}
-        required = {name: known[name] for name in schema.get("required", ()) if name in known}
-        optional = {name: strategy for name, strategy in known.items() if name not in required}
+        known = {key: _field(one, definitions, depth + 1, key) for key, one in schema.get("properties", {}).items()}
+        required = {key: known[key] for key in schema.get("required", ()) if key in known}
+        optional = {key: strategy | st.just(MISSING) | st.just(MISSING) for key, strategy in known.items() if key not in required}
         return st.fixed_dictionaries(required, optional=optional)
     if kind == "array":
-        return st.lists(fields(schema.get("items") or {}, definitions, depth), min_size=schema.get("minItems", 0), max_size=3)
+        return st.lists(fields(schema.get("items") or {}, definitions, depth, name), min_size=schema.get("minItems", 0), max_size=3)
     if kind in ("integer", "number"):
         low, high = schema.get("minimum", schema.get("exclusiveMinimum", -5)), schema.get("maximum", schema.get("exclusiveMaximum", 10**6))
         whole = st.integers(int(low), int(high))
         return whole if kind == "integer" else whole | st.floats(low, high, exclude_min="exclusiveMinimum" in schema)
     if kind == "string":
-        return st.sampled_from(("data.py:train", "data.py:validation", "float.keras", "accuracy", "mse", "stem", "max", "SM86", *WORDS[3:]))
+        return st.sampled_from(STRINGS.get(name, ("data.py:train", "accuracy", "mse", "stem", "max")))
     return {"boolean": st.booleans(), "null": st.none()}.get(kind, scalars)
 
 
-def _field(schema: dict[str, Any], definitions: dict[str, Any], depth: int) -> st.SearchStrategy[Any]:
-    right = fields(schema, definitions, depth)
-    return st.integers(0, 30 if depth > 1 else 60).flatmap(lambda draw: scalars if draw == 0 else right)
+def _field(schema: dict[str, Any], definitions: dict[str, Any], depth: int, name: str) -> st.SearchStrategy[Any]:
+    right = fields(schema, definitions, depth, name)
+    return st.integers(0, 150).flatmap(lambda draw: scalars if draw == 99 else right)
 
 
 def from_schema() -> st.SearchStrategy[bytes]:
@@ -121,7 +140,7 @@ def from_schema() -> st.SearchStrategy[bytes]:
 def other_values(draw: Any, texts: list[str]) -> bytes:
     """A real recipe with one to four of its values replaced, removed, renamed or repeated."""
     value = parsed(draw(st.sampled_from(texts)))
-    for _ in range(draw(st.integers(1, 4))):
+    for _ in range(draw(st.integers(1, 3))):
         places = paths(value)
         if not places:
             break
@@ -143,8 +162,19 @@ def _changed(draw: Any, value: Any, path: tuple[Any, ...]) -> Any:
     elif how == "wrap":
         holder[path[-1]] = [holder[path[-1]]]
     else:
-        holder[path[-1]] = draw(anything)
+        holder[path[-1]] = draw(_like(holder[path[-1]]) | anything)
     return value
+
+
+def _like(value: Any) -> st.SearchStrategy[Any]:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.integers(1, 100) | st.integers()
+    if isinstance(value, float):
+        return st.floats(1e-6, 100) | st.floats()
+    return st.sampled_from([value, "stem", "max", "selective", "naive", "relu", *WORDS]) if isinstance(value, str) else st.just(value)
 
 
 @st.composite
@@ -198,6 +228,6 @@ def overrides(draw: Any, texts: list[str]) -> list[str]:
         | st.text(max_size=12)
         | st.lists(st.sampled_from(["quantization", "skip", "0", "-1", "9" * 5000, "²"])).map(".".join)
     )
-    value = st.sampled_from(SNIPPETS) | anything.map(written) | st.text(max_size=12)
+    value = st.sampled_from(SNIPPETS) | anything.map(written) | st.text(max_size=12) | st.integers(1, 9).map(str) | st.just("0.5")
     one = st.tuples(key, st.sampled_from(["=", "=", "=", "==", ""]), value).map("".join)
     return [text.replace("\x00", "") for text in draw(st.lists(one, min_size=1, max_size=3))]

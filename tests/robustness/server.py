@@ -1,7 +1,7 @@
 """Runs `tfqat` commands in one process, as the command line does, and says of each how it ended: started by `commands.py`.
 
-A line of JSON in, `{"arguments": [...], "cwd": ..., "stdout": FILE, "stderr": FILE}`, and one out,
-`{"code": ..., "more_mb": ...}`; code is null where an exception other than SystemExit left `main`. Whatever a command prints, also from C++, goes to the two files.
+A line of JSON in, `{"arguments": [...], "cwd": ..., "stdout": FILE, "stderr": FILE}`, and one out, `{"code": ..., "more_mb": ...}`.
+The code is null where an exception other than SystemExit left `main`. What a command prints, also from C++, goes to the two files.
 """
 
 from __future__ import annotations

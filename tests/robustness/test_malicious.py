@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 hostile = sys.modules["tfqat_robustness_hostile"]
@@ -38,31 +40,6 @@ def caught(commands: Any, project: Path, trap: Any, tmp_path: Path, count: Calla
 
 
 # --- model files: what their config names ---
-
-
-@pytest.fixture(scope="session")
-def other_formats(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as .h5 and SavedModel, and a Keras 3 model as .keras and .h5."""
-    import keras
-    import tf_keras
-
-    folder = tmp_path_factory.mktemp("formats")
-    model = tf_keras.models.load_model(tiny_project / "float.keras", compile=False)
-    warnings.simplefilter("ignore")  # that these formats are old; pytest puts the filters back
-    model.save(folder / "float.h5")
-    model.save(folder / "saved_model", save_format="tf")
-    image = keras.Input((12, 12, 1), name="image")
-    x = keras.layers.ReLU(6.0, name="relu")(keras.layers.Conv2D(8, 3, name="stem")(image))
-    three = keras.Model(image, keras.layers.Dense(4, name="logits")(keras.layers.GlobalAveragePooling2D(name="pool")(x)))
-    three.save(folder / "three.keras")
-    three.save(folder / "three.h5")
-    return folder
-
-
-def tensor(name: str) -> dict[str, Any]:
-    """A symbolic tensor as .keras files write it."""
-    config = {"shape": [None, 12, 12, 1], "dtype": "float32", "keras_history": [name, 0, 0]}
-    return {"class_name": "__keras_tensor__", "config": config}
 
 
 def function(module: str, name: str) -> dict[str, Any]:
@@ -181,3 +158,211 @@ def test_every_command_that_loads_a_model(command: str, trap: Any, project: Path
     recipe = ("tiny.yaml", "--set", "model.source=evil.keras")
     arguments = {"run": recipe, "lint": recipe, "init": ("evil.keras", "--out", "new")}.get(command, ("evil.keras",))
     assert "os.system" in caught(command, *arguments, kind="malicious .keras")
+
+
+# --- model files: where their weights lie, and how large they are ---
+
+
+def of_archive(make: Callable[..., Path], *arguments: Any) -> Callable[..., Path]:
+    return lambda project, trap: make(
+        project / "float.keras", project / "evil.keras", *[one(trap) if callable(one) else one for one in arguments]
+    )
+
+
+def of_weights(change: Callable[..., Any]) -> Callable[..., Path]:
+    return lambda project, trap: hostile.with_weights(project / "float.keras", project / "evil.keras", change(trap))
+
+
+ARCHIVES: dict[str, tuple[Callable[..., Path], str]] = {
+    "a member above the folder": (of_archive(hostile.traversal, "../../evil"), "unpacked outside"),
+    "a member by a path of Windows": (of_archive(hostile.traversal, "..\\..\\evil"), "unpacked outside"),
+    "a member of the root": (of_archive(hostile.traversal, lambda trap: str(trap.canary)), "unpacked outside"),
+    "a member twice": (lambda project, _: hostile.twice(project / "float.keras", project / "evil.keras"), "two members"),
+    "weights that are a link": (of_archive(hostile.symlink, lambda trap: trap.secret), "is a link"),
+    "encrypted": (of_archive(hostile.encrypted), "encrypted"),
+    "a config of 2 GB": (of_archive(hostile.zip_bomb, "config.json"), "20 times"),
+    "weights of 2 GB": (of_archive(hostile.zip_bomb, hostile.WEIGHTS), "20 times"),
+    "another member of 2 GB": (of_archive(hostile.zip_bomb, "assets/more"), "20 times"),
+    "4 GB that are declared": (of_archive(hostile.lying_zip), "20 times"),
+    "weights in another file": (of_weights(hostile.h5_external_storage), "another file"),
+    "weights that link to another file": (of_weights(hostile.h5_external_link), "another file"),
+    "weights that are a view of another file": (of_weights(hostile.h5_virtual), "another file"),
+    "64 GB that are stored nowhere": (of_weights(lambda _: hostile.h5_bomb), "20 times"),
+    "nested 100,000 deep": (lambda project, _: hostile.deep(project / "float.keras", project / "evil.keras"), "no JSON"),
+}
+
+
+@pytest.mark.parametrize("made", ARCHIVES.values(), ids=ARCHIVES)
+def test_a_keras_archive(made: tuple[Callable[..., Path], str], trap: Any, project: Path, caught: Callable[..., str]) -> None:
+    make, words = made
+    make(project, trap)
+    error = caught("plan", "evil.keras", kind="malicious .keras")
+    assert words in error and "evil.keras" in error
+
+
+def test_what_keras_3_reads_of_an_archive(trap: Any, project: Path, other_formats: Path, caught: Callable[..., str]) -> None:
+    hostile.with_weights(other_formats / "three.keras", project / "evil.keras", hostile.h5_external_storage(trap))
+    assert "another file" in caught("plan", "evil.keras", kind="malicious .keras of Keras 3")
+
+
+H5 = {
+    "weights in another file": (hostile.h5_external_storage, "another file"),
+    "weights that link to another file": (hostile.h5_external_link, "another file"),
+    "weights that are a view of another file": (hostile.h5_virtual, "another file"),
+    "64 GB that are stored nowhere": (lambda _: hostile.h5_bomb, "20 times"),
+}
+
+
+@pytest.mark.parametrize("made", H5.values(), ids=H5)
+@pytest.mark.parametrize("name", ["float.h5", "three.h5"])
+def test_an_h5_file(name: str, made: tuple[Any, str], trap: Any, project: Path, other_formats: Path, caught: Callable[..., str]) -> None:
+    make, words = made
+    shutil.copy(other_formats / name, project / "evil.h5")
+    with h5py.File(project / "evil.h5", "r+") as file:
+        make(trap)(file)
+    assert words in caught("plan", "evil.h5", kind="malicious .h5")
+
+
+# --- SavedModels ---
+
+SAVED_MODELS: dict[str, tuple[Callable[[Path, Any], None], str]] = {
+    "an operation that writes when it is loaded": (lambda folder, trap: hostile.saved_model_that_writes(folder, trap), "WriteFile"),
+    "an operation that reads": (lambda folder, _: hostile.saved_operation(folder, "ReadFile"), "ReadFile"),
+    "an operation that runs Python": (lambda folder, _: hostile.saved_operation(folder, "PyFunc"), "PyFunc"),
+    "a Lambda layer": (lambda folder, trap: hostile.saved_metadata(folder, hostile.lambda_layer(trap, "lambda")), "Lambda"),
+    "another module": (
+        lambda folder, _: hostile.saved_metadata(folder, hostile.setting("Dense", "kernel_initializer", function("os", "abort"))),
+        "os.abort",
+    ),
+    "variables that are a link": (
+        lambda folder, trap: hostile.linked(folder / "variables" / "variables.data-00000-of-00001", trap),
+        "another file",
+    ),
+}
+
+
+@pytest.mark.parametrize("made", SAVED_MODELS.values(), ids=SAVED_MODELS)
+def test_a_saved_model(
+    made: tuple[Callable[..., None], str], trap: Any, project: Path, other_formats: Path, caught: Callable[..., str]
+) -> None:
+    make, words = made
+    shutil.copytree(other_formats / "saved_model", project / "evil")
+    make(project / "evil", trap)
+    trap.canary.unlink(missing_ok=True)
+    assert words in caught("plan", "evil", kind="malicious SavedModel")
+
+
+# --- graphs ---
+
+LOCATIONS = {
+    "above the folder": lambda trap: "../trap/secret.bin",
+    "above the folder and back": lambda trap: "sub/../../trap/secret.bin",
+    "absolute": lambda trap: str(trap.secret),
+    "a link": lambda trap: "link.bin",
+    "a hard way up": lambda trap: "./.././trap/secret.bin",
+}
+GRAPH_COMMANDS: dict[str, tuple[str, ...]] = {
+    "lint": ("lint", "evil.onnx"),
+    "compile": ("compile", "evil.onnx", "-o", "evil.plan", "--target", "SM86"),
+    "compile --json": ("compile", "evil.onnx", "-o", "evil.plan", "--target", "SM86", "--json"),
+    "bench": ("bench", "evil.onnx", "--rounds", "2", "--batch", "1"),
+    "infer": ("infer", "evil.onnx", "-i", "image.npy", "--json"),
+    "verify": ("verify", "good.onnx", "--against", "evil.onnx"),
+    "verify, the other way round": ("verify", "evil.onnx", "--against", "good.onnx"),
+    "export --triton": ("export", "evil.onnx", "--triton", "repository"),
+}
+
+
+@pytest.mark.parametrize("command", GRAPH_COMMANDS.values(), ids=GRAPH_COMMANDS)
+@pytest.mark.parametrize("location", LOCATIONS.values(), ids=LOCATIONS)
+def test_a_graph_with_weights_outside_its_folder(
+    location: Callable[[Any], str], command: tuple[str, ...], trap: Any, project: Path, tiny_onnx: Path, caught: Callable[..., str]
+) -> None:
+    hostile.external_data(tiny_onnx, project / "evil.onnx", location(trap))
+    shutil.copy(tiny_onnx, project / "good.onnx")
+    (project / "link.bin").symlink_to(trap.secret)
+    np.save(project / "image.npy", np.zeros((1, 12, 12, 1), np.float32))
+    assert "evil.onnx" in caught(*command, kind="malicious .onnx")
+
+
+def test_a_graph_with_weights_in_its_folder_is_taken(commands: Any, project: Path, tiny_onnx: Path, trap: Any) -> None:
+    """So that what is refused above is where they lie."""
+    hostile.external_data(tiny_onnx, project / "evil.onnx", "beside.bin")
+    shutil.copy(trap.secret, project / "beside.bin")
+    np.save(project / "image.npy", np.zeros((1, 12, 12, 1), np.float32))
+    for command in ("infer", "bench"):
+        ended = commands.run(*GRAPH_COMMANDS[command], cwd=project)
+        assert ended.code == 0, ended.told()
+
+
+# --- data ---
+
+ARRAYS: dict[str, Callable[[Path, Any], Path]] = {
+    "a pickled object in .npy": lambda project, trap: hostile.pickled(project / "evil.npy", trap),
+    "a pickled object in .npz": lambda project, trap: hostile.pickled(project / "evil.npz", trap),
+    "a pickle called .npy": lambda project, trap: hostile.bare_pickle(project / "evil.npy", trap),
+    "a pickle called .npz": lambda project, trap: hostile.bare_pickle(project / "evil.npz", trap),
+    "4 TB that are declared": lambda project, trap: hostile.npy_bomb(project / "evil.npy"),
+    "4 GB of zeros": lambda project, trap: hostile.npz_bomb(project / "evil.npz"),
+}
+
+
+@pytest.mark.parametrize("make", ARRAYS.values(), ids=ARRAYS)
+def test_arrays_for_infer(make: Callable[[Path, Any], Path], trap: Any, project: Path, tiny_onnx: Path, caught: Callable[..., str]) -> None:
+    path = make(project, trap)
+    assert path.name in caught("infer", tiny_onnx, "-i", path.name, kind="malicious array or image")
+
+
+@pytest.mark.parametrize("make", [ARRAYS["a pickled object in .npz"], ARRAYS["4 GB of zeros"]], ids=["pickled", "zeros"])
+def test_arrays_for_verify(
+    make: Callable[[Path, Any], Path], trap: Any, project: Path, tiny_onnx: Path, caught: Callable[..., str]
+) -> None:
+    path = make(project, trap)
+    error = caught("verify", tiny_onnx, "--against", tiny_onnx, "--data", path.name, kind="malicious array or image")
+    assert path.name in error
+
+
+def test_a_picture_of_a_billion_pixels(project: Path, tiny_onnx: Path, caught: Callable[..., str]) -> None:
+    hostile.png_bomb(project / "evil.png")
+    assert "evil.png" in caught("infer", tiny_onnx, "-i", "evil.png", "--unit", kind="malicious array or image")
+
+
+def test_labels_of_a_gigabyte(project: Path, tiny_onnx: Path, caught: Callable[..., str]) -> None:
+    np.save(project / "image.npy", np.zeros((1, 12, 12, 1), np.float32))
+    with (project / "labels.txt").open("wb") as file:
+        file.truncate(1 << 30)
+    assert "labels.txt" in caught("infer", tiny_onnx, "-i", "image.npy", "--labels", "labels.txt", kind="malicious array or image")
+
+
+# --- recipes and run directories ---
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "lint", "calibrate", "sensitivity"])
+def test_a_recipe_that_never_ends(command: str, project: Path, caught: Callable[..., str]) -> None:
+    (project / "evil.yaml").symlink_to("/dev/zero")
+    assert "evil.yaml" in caught(command, "evil.yaml", kind="malicious recipe")
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.validation", "model.source", "sensitivity.metric"])
+@pytest.mark.parametrize("reference", ["../../../../../../etc/passwd:f", "/etc/passwd:root", "../secret.py:words", "os.path:nothing"])
+def test_a_reference_that_leads_to_no_function(key: str, reference: str, project: Path, caught: Callable[..., str]) -> None:
+    (project.parent / "secret.py").write_text("hunter2-is-the-password\n")
+    caught("run", "tiny.yaml", "--set", f"{key}={reference}", kind="malicious recipe")
+
+
+@pytest.mark.parametrize("command", ["verify", "calibrate", "export", "report"])
+def test_a_run_that_points_elsewhere(
+    command: str, trap: Any, project: Path, finished_run: Path, tmp_path: Path, caught: Callable[..., str]
+) -> None:
+    """Its metrics and manifest name files outside: what is read is in the run directory, or is not read."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    hostile.pointed_elsewhere(run, trap)
+    caught(*RUN_COMMANDS[command](run), kind="malicious run directory")
+
+
+RUN_COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
+    "verify": lambda run: ("verify", run),
+    "calibrate": lambda run: ("calibrate", "--from", run, "--method", "max", "--out", "new"),
+    "export": lambda run: ("export", run, "-o", "new.onnx"),
+    "report": lambda run: ("report", run),
+}

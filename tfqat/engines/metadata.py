@@ -30,7 +30,7 @@ def read_metadata(engine: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"{path} cannot be read ({error}); compile the engine again, or delete that file to go without") from error
     if not isinstance(found, dict):
         raise EngineError(f"{path} is no JSON object; compile the engine again, or delete that file to go without")

@@ -17,7 +17,7 @@ from tfqat.errors import ModelError, TfqatError
 from tfqat.models import activations, containers, graph, keras3, keras3_layers, layers
 from tfqat.models.canonical import Canonical, canonicalize, is_canonical
 from tfqat.models.trust import lambda_refused
-from tfqat.recipe.references import load_reference
+from tfqat.recipe.references import exists, load_reference
 
 CUSTOM_OBJECTS: Mapping[str, Any] = {**activations.CUSTOM_OBJECTS, **keras3_layers.CUSTOM_OBJECTS, **layers.CUSTOM_OBJECTS}
 """What tf_keras has to know to load a canonical model."""
@@ -105,7 +105,7 @@ def _is_flat(model: Any) -> bool:
 def is_reference(source: str | Path) -> bool:
     """Whether a source names a function: `module:function` or `file.py:function`."""
     before, colon, name = str(source).rpartition(":")
-    return bool(colon) and name.isidentifier() and bool(before) and not Path(source).exists()
+    return bool(colon) and name.isidentifier() and bool(before) and not exists(Path(source))
 
 
 def _from_reference(reference: str, base: Path) -> Any:
@@ -118,7 +118,7 @@ def _from_reference(reference: str, base: Path) -> Any:
 
 
 def _load_file(path: Path, custom_objects: Mapping[str, Any] | None, unsafe: bool) -> Any:
-    if not path.exists():
+    if not exists(path):
         raise ModelError(f"model file {path} does not exist")
     if path.suffix == ".keras" and not zipfile.is_zipfile(path):
         raise ModelError(

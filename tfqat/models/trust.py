@@ -142,10 +142,10 @@ def _is_arithmetic(symbol: str) -> bool:
 
 
 def _refused(file: str, what: str, *, own: bool = False) -> str:
-    given = " If it is a layer or a function of your own, give it as custom_objects (`model.custom_objects` in a recipe)." if own else ""
+    advice = "give the classes of custom layers as custom_objects (`model.custom_objects` in a recipe), or, " if own else ""
     return (
-        f"model file {file} names {what}: no part of a Keras model, and it could do anything when the model is loaded or run.{given} "
-        "Only if you trust the file: load it with unsafe=True (--unsafe on the command line)"
+        f"model file {file} names {what}, which is no part of Keras and could do anything when the model is loaded or run: {advice}"
+        "only if you trust the file, load it with unsafe=True (--unsafe on the command line)"
     )
 
 

@@ -16,7 +16,7 @@ from tfqat.errors import RunDirectoryError, TfqatError, WorkerError, add_note
 from tfqat.inputs import Inputs, Origin, custom_objects
 from tfqat.progress import Advance, Progress
 from tfqat.quantize.load import load_model
-from tfqat.run_directory import RunDirectory, read_json
+from tfqat.run_directory import RunDirectory, read_result
 from tfqat.training.callbacks import Ticker
 from tfqat.training.evaluate import evaluate
 from tfqat.workers import Workers
@@ -61,8 +61,8 @@ class Run:
         """
         self.resumed = True
         if (self.directory / STATE).exists():
-            known = read_json(self.directory.path, STATE)
-            self.done, self.measured, self.metrics = known["done"], known["measured"], known["metrics"]
+            parts = read_result(self.directory.path, STATE, lambda known: [dict(known[key]) for key in ("done", "measured", "metrics")])
+            self.done, self.measured, self.metrics = parts
 
     def load_model(self, name: str | Path) -> Any:
         """A model that this run has written, by its name in the run directory or its path."""
