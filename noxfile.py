@@ -38,7 +38,7 @@ def tests(session: nox.Session, tensorflow: str) -> None:
         project = nox.project.load_toml("pyproject.toml")["project"]
         pinned = ("tensorflow>", "tf-keras", "onnx>", "onnx-ir")
         others = (line for line in project["dependencies"] if not line.startswith(pinned))
-        session.install(*pins, *others, "pytest", "pytest-timeout", "pytest-xdist")
+        session.install(*pins, *others, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
         session.install("--no-deps", *AGAINST_THE_BOUND)
         session.install("--no-deps", "-e", ".")
     else:

@@ -10,7 +10,7 @@ from typing import Any
 def outside(model: Any, path: Path) -> str | None:
     """The first file of a graph's external data that is not within the folder of the graph; None if there is none.
 
-    onnx and ONNX Runtime refuse such a graph; onnx_ir 1.1 reads whatever file it names.
+    onnx and ONNX Runtime refuse such a graph when they load it; onnx_ir 1.1 not before it reads the constant, with a ValueError.
 
     Args:
         model: an onnx_ir.Model, of which no constant has been read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,3 +89,33 @@ def test_a_process_of_its_own_refuses_it(text: str, project: Path, count: Callab
     assert done.stderr.startswith("error: bad.yaml") and "Traceback" not in done.stderr
     assert not (project / "canary").exists()
     count("recipe in a process of its own", "refused")
+
+
+# What the recipes above have found, each as a case of its own: (--set, message).
+FOUND = {
+    "a number of 5,000 hexadecimal digits": (f"seed=0x{'F' * 5000}", r"seed: expected a number of at most 63 bits; got '0xF+\.\.\."),
+    "a number that no float holds": (f"training.epochs=1{'0' * 400}", r"training\.epochs: expected a number of at most 63 bits"),
+    "a number that Python does not read": (f"seed={'9' * 5000}", r"seed: '9+\.\.\. is no int"),
+    "an index of 5,000 digits": (f"quantization.skip.{'9' * 5000}=x", r"quantization\.skip: expected a list; got"),
+    "a NUL in the name of a file": ('model.source="a\\0b"', r"model\.source: 'a\\x00b' does not exist"),
+    "a name that is too long": (f"model.source={'x' * 5000}", r"model\.source: 'x+' does not exist"),
+    "a pattern that repeats without end": ("quantization.skip=['re:a{99999999999}']", r"re:a\{99999999999\}"),
+    "a pattern that nests too deep": (
+        f"quantization.skip=['re:{'(' * 3000}{')' * 3000}']",
+        r"pattern 're:\(+' is not a regular expression",
+    ),
+}
+
+
+@pytest.mark.parametrize(("override", "message"), FOUND.values(), ids=FOUND)
+def test_what_was_found(override: str, message: str, project: Path, commands: Any) -> None:
+    ended = commands.run("plan", "tiny.yaml", "--set", override, cwd=project)
+    assert ended.code == 2 and not ended.wrong, ended.told()
+    assert re.search(message, ended.err), ended.told()
+
+
+@pytest.mark.parametrize("command", [["plan"], ["verify"], ["lint"], ["compile"], ["report"], ["bench"], ["export"], ["infer", "-i"]])
+def test_the_name_of_a_file_that_is_too_long(command: list[str], project: Path, commands: Any) -> None:
+    name = "x" * 300
+    ended = commands.run(*command, name, *([name] if command[0] == "infer" else []), cwd=project)
+    assert ended.code == 2 and not ended.wrong, ended.told()
