@@ -186,7 +186,7 @@ def symlink(source: Path, path: Path, target: Path) -> Path:
 
 
 def zip_bomb(source: Path, path: Path, member: str) -> Path:
-    """2 GB of zeros as a member."""
+    """256 MB of zeros as a member."""
     files = members(source)
     files.pop(member, None)
     write_archive(path, files)
@@ -195,7 +195,7 @@ def zip_bomb(source: Path, path: Path, member: str) -> Path:
         archive.open(member, "w", force_zip64=True) as stream,
     ):
         zeros = bytes(1 << 24)
-        for _ in range(128):
+        for _ in range(16):
             stream.write(zeros)
     return path
 
@@ -339,30 +339,30 @@ def npy_bomb(path: Path) -> Path:
 
 
 def npz_bomb(path: Path) -> Path:
-    """An array of 4 GB of zeros, a few MB packed."""
+    """An array of 320 MB of zeros, 2 MB packed."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 10)})
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (80 << 10, 1 << 10)})
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("image.npy", "w", force_zip64=True) as one,
     ):
         one.write(header.getvalue())
         zeros = bytes(1 << 24)
-        for _ in range(256):
+        for _ in range(20):
             one.write(zeros)
     return path
 
 
 def png_bomb(path: Path) -> Path:
-    """A picture of 30,000 x 30,000 pixels, all of one colour."""
+    """A picture of 14,000 x 14,000 pixels, all of one colour."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     packer = zlib.compressobj(9)
-    data = b"".join([packer.compress(bytes(30_001)) for _ in range(30_000)]) + packer.flush()
-    size = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    data = b"".join([packer.compress(bytes(14_001)) for _ in range(14_000)]) + packer.flush()
+    size = struct.pack(">IIBBBBB", 14_000, 14_000, 8, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
     return path
 

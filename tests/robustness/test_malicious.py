@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ import pytest
 
 hostile = sys.modules["tfqat_robustness_hostile"]
 run_module = sys.modules["tfqat_robustness_commands"]
+
+
+def few(table: Mapping[str, Any], *sample: str) -> list[Any]:
+    """The cases of a table, those of the sample for every run of the tests."""
+    return [pytest.param(one, id=name, marks=() if name in sample else pytest.mark.robustness) for name, one in table.items()]
 
 
 @pytest.fixture
@@ -124,6 +129,15 @@ CONFIGS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+FEW_CONFIGS = (
+    "a module that lies beside the file",
+    "an operation that prints into a file",
+    "os.system as a layer",
+    "a Lambda layer of an older format",
+    "a function as an activation",
+)
+
+
 @pytest.mark.parametrize("made", CONFIGS.values(), ids=CONFIGS)
 def test_a_keras_file_whose_config_names_code(
     made: tuple[Callable[[Any], Any], str], trap: Any, project: Path, caught: Callable[..., str]
@@ -135,7 +149,7 @@ def test_a_keras_file_whose_config_names_code(
     assert words in error and "evil.keras" in error
 
 
-@pytest.mark.parametrize("made", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("made", few(CONFIGS, *FEW_CONFIGS[:2]))
 def test_a_keras_3_file_whose_config_names_code(
     made: tuple[Callable[[Any], Any], str], trap: Any, project: Path, other_formats: Path, caught: Callable[..., str]
 ) -> None:
@@ -143,7 +157,7 @@ def test_a_keras_3_file_whose_config_names_code(
     assert "evil.keras" in caught("plan", "evil.keras", kind="malicious .keras of Keras 3")
 
 
-@pytest.mark.parametrize("made", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("made", few(CONFIGS, FEW_CONFIGS[1]))
 @pytest.mark.parametrize("name", ["float.h5", "three.h5"])
 def test_an_h5_file_whose_config_names_code(
     name: str, made: tuple[Callable[[Any], Any], str], trap: Any, project: Path, other_formats: Path, caught: Callable[..., str]
@@ -180,9 +194,9 @@ ARCHIVES: dict[str, tuple[Callable[..., Path], str]] = {
     "a member twice": (lambda project, _: hostile.twice(project / "float.keras", project / "evil.keras"), "two members"),
     "weights that are a link": (of_archive(hostile.symlink, lambda trap: trap.secret), "is a link"),
     "encrypted": (of_archive(hostile.encrypted), "encrypted"),
-    "a config of 2 GB": (of_archive(hostile.zip_bomb, "config.json"), "20 times"),
-    "weights of 2 GB": (of_archive(hostile.zip_bomb, hostile.WEIGHTS), "20 times"),
-    "another member of 2 GB": (of_archive(hostile.zip_bomb, "assets/more"), "20 times"),
+    "a config of 256 MB": (of_archive(hostile.zip_bomb, "config.json"), "20 times"),
+    "weights of 256 MB": (of_archive(hostile.zip_bomb, hostile.WEIGHTS), "20 times"),
+    "another member of 256 MB": (of_archive(hostile.zip_bomb, "assets/more"), "20 times"),
     "4 GB that are declared": (of_archive(hostile.lying_zip), "20 times"),
     "weights in another file": (of_weights(hostile.h5_external_storage), "another file"),
     "weights that link to another file": (of_weights(hostile.h5_external_link), "another file"),
@@ -214,7 +228,7 @@ H5 = {
 
 
 @pytest.mark.parametrize("made", H5.values(), ids=H5)
-@pytest.mark.parametrize("name", ["float.h5", "three.h5"])
+@pytest.mark.parametrize("name", few({name: name for name in ("float.h5", "three.h5")}, "float.h5"))
 def test_an_h5_file(name: str, made: tuple[Any, str], trap: Any, project: Path, other_formats: Path, caught: Callable[..., str]) -> None:
     make, words = made
     shutil.copy(other_formats / name, project / "evil.h5")
@@ -274,7 +288,7 @@ GRAPH_COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("command", GRAPH_COMMANDS.values(), ids=GRAPH_COMMANDS)
-@pytest.mark.parametrize("location", LOCATIONS.values(), ids=LOCATIONS)
+@pytest.mark.parametrize("location", few(LOCATIONS, "above the folder"))
 def test_a_graph_with_weights_outside_its_folder(
     location: Callable[[Any], str], command: tuple[str, ...], trap: Any, project: Path, tiny_onnx: Path, caught: Callable[..., str]
 ) -> None:
@@ -303,17 +317,18 @@ ARRAYS: dict[str, Callable[[Path, Any], Path]] = {
     "a pickle called .npy": lambda project, trap: hostile.bare_pickle(project / "evil.npy", trap),
     "a pickle called .npz": lambda project, trap: hostile.bare_pickle(project / "evil.npz", trap),
     "4 TB that are declared": lambda project, trap: hostile.npy_bomb(project / "evil.npy"),
-    "4 GB of zeros": lambda project, trap: hostile.npz_bomb(project / "evil.npz"),
+    "320 MB of zeros": lambda project, trap: hostile.npz_bomb(project / "evil.npz"),
 }
 
 
 @pytest.mark.parametrize("make", ARRAYS.values(), ids=ARRAYS)
 def test_arrays_for_infer(make: Callable[[Path, Any], Path], trap: Any, project: Path, tiny_onnx: Path, caught: Callable[..., str]) -> None:
     path = make(project, trap)
-    assert path.name in caught("infer", tiny_onnx, "-i", path.name, kind="malicious array or image")
+    error = caught("infer", tiny_onnx, "-i", path.name, kind="malicious array or image")
+    assert path.name in error and ("would become" in error) == (make is ARRAYS["320 MB of zeros"])
 
 
-@pytest.mark.parametrize("make", [ARRAYS["a pickled object in .npz"], ARRAYS["4 GB of zeros"]], ids=["pickled", "zeros"])
+@pytest.mark.parametrize("make", [ARRAYS["a pickled object in .npz"], ARRAYS["320 MB of zeros"]], ids=["pickled", "zeros"])
 def test_arrays_for_verify(
     make: Callable[[Path, Any], Path], trap: Any, project: Path, tiny_onnx: Path, caught: Callable[..., str]
 ) -> None:
@@ -322,7 +337,7 @@ def test_arrays_for_verify(
     assert path.name in error
 
 
-def test_a_picture_of_a_billion_pixels(project: Path, tiny_onnx: Path, caught: Callable[..., str]) -> None:
+def test_a_picture_of_200_million_pixels(project: Path, tiny_onnx: Path, caught: Callable[..., str]) -> None:
     hostile.png_bomb(project / "evil.png")
     assert "evil.png" in caught("infer", tiny_onnx, "-i", "evil.png", "--unit", kind="malicious array or image")
 
@@ -331,7 +346,8 @@ def test_labels_of_a_gigabyte(project: Path, tiny_onnx: Path, caught: Callable[.
     np.save(project / "image.npy", np.zeros((1, 12, 12, 1), np.float32))
     with (project / "labels.txt").open("wb") as file:
         file.truncate(1 << 30)
-    assert "labels.txt" in caught("infer", tiny_onnx, "-i", "image.npy", "--labels", "labels.txt", kind="malicious array or image")
+    error = caught("infer", tiny_onnx, "-i", "image.npy", "--labels", "labels.txt", kind="malicious array or image")
+    assert "labels.txt is no file of labels: it has more than" in error
 
 
 # --- recipes and run directories ---
@@ -343,13 +359,16 @@ def test_a_recipe_that_never_ends(command: str, project: Path, caught: Callable[
     assert "evil.yaml" in caught(command, "evil.yaml", kind="malicious recipe")
 
 
-@pytest.mark.parametrize("key", ["data.train", "data.validation", "model.source", "sensitivity.metric"])
+@pytest.mark.parametrize(
+    "key", few({key: key for key in ("data.train", "data.validation", "model.source", "sensitivity.metric")}, "data.train")
+)
 @pytest.mark.parametrize("reference", ["../../../../../../etc/passwd:f", "/etc/passwd:root", "../secret.py:words", "os.path:nothing"])
 def test_a_reference_that_leads_to_no_function(key: str, reference: str, project: Path, caught: Callable[..., str]) -> None:
     (project.parent / "secret.py").write_text("hunter2-is-the-password\n")
     caught("run", "tiny.yaml", "--set", f"{key}={reference}", kind="malicious recipe")
 
 
+@pytest.mark.robustness
 @pytest.mark.parametrize("command", ["verify", "calibrate", "export", "report"])
 def test_a_run_that_points_elsewhere(
     command: str, trap: Any, project: Path, finished_run: Path, tmp_path: Path, caught: Callable[..., str]

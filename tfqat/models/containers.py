@@ -83,7 +83,7 @@ def check_saved_model(folder: Path, is_known: Callable[[str], bool]) -> None:
     Raises:
         ModelError: with what is wrong.
     """
-    from tensorflow.core.protobuf import saved_model_pb2
+    from tensorflow.core.protobuf import fingerprint_pb2, saved_model_pb2
     from tf_keras.protobuf import saved_metadata_pb2
 
     for path in folder.rglob("*"):
@@ -92,6 +92,8 @@ def check_saved_model(folder: Path, is_known: Callable[[str], bool]) -> None:
     try:
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         metadata = saved_metadata_pb2.SavedMetadata.FromString((folder / "keras_metadata.pb").read_bytes())
+        if (fingerprint := folder / "fingerprint.pb").exists():  # TensorFlow prints a traceback for a damaged one, and goes on
+            fingerprint_pb2.FingerprintDef.FromString(fingerprint.read_bytes())
     except Exception as error:  # protobuf's DecodeError differs between its implementations
         raise ModelError(f"{folder} is damaged: {_text(error)}; save or copy it again") from error
     for operation in {node.op for graph in saved.meta_graphs for node in _nodes(graph.graph_def)}:

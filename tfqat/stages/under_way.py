@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from tfqat.errors import RunDirectoryError, TfqatError, WorkerError, add_note
 from tfqat.inputs import Inputs, Origin, custom_objects
 from tfqat.progress import Advance, Progress
 from tfqat.quantize.load import load_model
-from tfqat.run_directory import RunDirectory, read_result
+from tfqat.run_directory import RunDirectory, read_json
 from tfqat.training.callbacks import Ticker
 from tfqat.training.evaluate import evaluate
 from tfqat.workers import Workers
@@ -27,6 +29,11 @@ CHECKPOINT, CONTROL_CHECKPOINT = "checkpoint.npz", "checkpoint-control.npz"
 EQUALIZED, CALIBRATED, CALIBRATION = "resume-equalized.keras", "resume-calibrated.keras", "resume-calibration.json"
 FOR_RESUME = (STATE, CHECKPOINT, CONTROL_CHECKPOINT, EQUALIZED, CALIBRATED, CALIBRATION)
 """What only a run that goes on needs; a complete one has none of them."""
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """The checksum of what `state.json` holds, however it is written."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
@@ -51,7 +58,8 @@ class Run:
     def finish(self, stage: str, **result: Any) -> None:
         """Note that a stage's result is written, so that a run that is cut off goes on behind it."""
         self.done[stage] = result
-        files.write_json(self.directory / STATE, {"done": self.done, "measured": self.measured, "metrics": self.metrics})
+        known = {"done": self.done, "measured": self.measured, "metrics": self.metrics}
+        files.write_json(self.directory / STATE, {**known, "sha256": _digest(known)})
 
     def restore(self) -> None:
         """What `finish` noted last, of a run that was cut off.
@@ -61,8 +69,10 @@ class Run:
         """
         self.resumed = True
         if (self.directory / STATE).exists():
-            parts = read_result(self.directory.path, STATE, lambda known: [dict(known[key]) for key in ("done", "measured", "metrics")])
-            self.done, self.measured, self.metrics = parts
+            known = read_json(self.directory.path, STATE)
+            if known.pop("sha256", None) != _digest(known):
+                raise RunDirectoryError(f"{self.directory / STATE} is damaged: its checksum differs; start the run again, without --resume")
+            self.done, self.measured, self.metrics = known["done"], known["measured"], known["metrics"]
 
     def load_model(self, name: str | Path) -> Any:
         """A model that this run has written, by its name in the run directory or its path."""
