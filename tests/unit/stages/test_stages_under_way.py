@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,6 @@ CHANGES = {
 def test_a_flipped_bit_is_told(before: str, after: str, finished: Path) -> None:
     text = (finished / STATE).read_text()
     (finished / STATE).write_text(text.replace(before, after))
-    assert json.loads((finished / STATE).read_text()) != json.loads(text)
+    assert before in text
     with pytest.raises(RunDirectoryError, match=r"state\.json is damaged: its checksum differs; start the run again, without --resume"):
         run_in(finished).restore()
