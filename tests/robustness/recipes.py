@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,11 @@ STRINGS = {
     "outputs": ("scores",),
 }
 """What fits a key of the schema; another text is drawn where the schema is left."""
+
+
+def values(value: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """Every value with where it stands."""
+    return [(path, reduce(lambda held, key: held[key], path, value)) for path in paths(value)]
 
 
 def fields(schema: dict[str, Any], definitions: dict[str, Any], depth: int = 0, name: str = "") -> st.SearchStrategy[Any]:
@@ -222,12 +228,9 @@ def other_bytes(draw: Any, texts: list[str]) -> bytes:
 @st.composite
 def overrides(draw: Any, texts: list[str]) -> list[str]:
     """What follows `--set`."""
-    known = [".".join(map(str, path)) for text in texts for path in paths(parsed(text))]
-    key = (
-        st.sampled_from(known)
-        | st.text(max_size=12)
-        | st.lists(st.sampled_from(["quantization", "skip", "0", "-1", "9" * 5000, "²"])).map(".".join)
-    )
-    value = st.sampled_from(SNIPPETS) | anything.map(written) | st.text(max_size=12) | st.integers(1, 9).map(str) | st.just("0.5")
-    one = st.tuples(key, st.sampled_from(["=", "=", "=", "==", ""]), value).map("".join)
+    known = {".".join(map(str, path)): value for text in texts for path, value in values(parsed(text))}
+    odd = st.text(max_size=12) | st.lists(st.sampled_from(["quantization", "skip", "0", "-1", "9" * 5000, "²"])).map(".".join)
+    value = st.sampled_from(SNIPPETS) | anything.map(written) | st.text(max_size=12)
+    fitting = st.sampled_from(sorted(known)).flatmap(lambda key: _like(known[key]).map(lambda other: f"{key}={written(other)}"))
+    one = fitting | fitting | st.tuples(st.sampled_from(sorted(known)) | odd, st.sampled_from(["=", "=", "==", ""]), value).map("".join)
     return [text.replace("\x00", "") for text in draw(st.lists(one, min_size=1, max_size=3))]

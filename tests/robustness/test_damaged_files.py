@@ -57,7 +57,7 @@ def damaged(commands: Any, tmp_path: Path, count: Callable[[str, str], None]) ->
     return check
 
 
-def tests_of(kinds: dict[str, Any], sample: dict[str, int]) -> list[Any]:
+def cases_of(kinds: dict[str, Any], sample: dict[str, int]) -> list[Any]:
     """All of them for the whole suite, and a few of them, each with few damages, for every run of the tests."""
     whole = [pytest.param(one, EACH, id=f"{name}, all", marks=pytest.mark.robustness) for name, one in kinds.items()]
     return [*[pytest.param(kinds[name], times, id=f"{name}, sample") for name, times in sample.items()], *whole]
@@ -75,7 +75,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize(("victim", "times"), tests_of(MODELS, {"float.keras": 3, "three.keras": 3, "float.h5": 3}))
+@pytest.mark.parametrize(("victim", "times"), cases_of(MODELS, {"float.keras": 3, "three.keras": 3, "float.h5": 3}))
 def test_a_model_file(victim: Any, times: int, other_formats: Path, tiny_project: Path, tmp_path: Path, damaged: Any) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
@@ -88,7 +88,7 @@ PLAN_FOLDER = damage._tfqat("plan", "FOLDER")
 SAVED = {name: damage.Victim(kind="SavedModel", file=name, commands=(PLAN_FOLDER,)) for name in damage.SAVED_MODEL}
 
 
-@pytest.mark.parametrize(("victim", "times"), tests_of(SAVED, {"saved_model.pb": 2}))
+@pytest.mark.parametrize(("victim", "times"), cases_of(SAVED, {"saved_model.pb": 2}))
 def test_a_saved_model(victim: Any, times: int, other_formats: Path, tmp_path: Path, damaged: Any) -> None:
     damaged(shutil.copytree(other_formats / "saved_model", tmp_path / "saved_model"), victim, times)
 
@@ -100,7 +100,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(("victim", "times"), tests_of(RUNS, {}))
+@pytest.mark.parametrize(("victim", "times"), cases_of(RUNS, {}))
 def test_a_file_of_a_run(victim: Any, times: int, finished_run: Path, tmp_path: Path, damaged: Any) -> None:
     damaged(run_in(tmp_path, finished_run), victim, times)
 
@@ -127,7 +127,7 @@ CUT_OFF = {
 }
 
 
-@pytest.mark.parametrize(("victim", "times"), tests_of(CUT_OFF, {}))
+@pytest.mark.parametrize(("victim", "times"), cases_of(CUT_OFF, {}))
 def test_a_run_that_is_resumed(victim: Any, times: int, cut_off_run: Path, tmp_path: Path, damaged: Any, commands: Any, count: Any) -> None:
     """Each damage in a copy of its own, as a run that goes on changes its directory."""
     for number in range(times // 2):
@@ -154,7 +154,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize(("victim", "times"), tests_of(DATA, dict.fromkeys(damage.DATA, 3)))
+@pytest.mark.parametrize(("victim", "times"), cases_of(DATA, dict.fromkeys(damage.DATA, 3)))
 def test_data_for_infer(victim: Any, times: int, tiny_onnx: Path, tmp_path: Path, damaged: Any) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -192,7 +192,7 @@ FOREIGN_TEXTS = {
     "aliases of aliases": "a: &a [x, x]\n"
     + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefghij", "bcdefghijk", strict=True)),
     "aliases as settings": "selective_quantizer_params: &a {calibrator_w: max, skip_modules: [&b [x], *b]}\n",
-    "depth": "[" * 20_000,
+    "depth": "[" * 2_000,
     "wrong types": "selective_quantizer_params: [1]\ncalib_params: 3\ntraining_hyperparams: x\npre_launch_callbacks_list: {a: 1}\n",
     "keys that are lists": "? [a, b]\n: 1\n",
     "NUL": "\x00",

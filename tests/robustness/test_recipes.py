@@ -74,7 +74,7 @@ PROCESSES = {
     "aliases": "a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\n"
     + "".join(f"{after}: &{after} [{', '.join([f'*{before}'] * 8)}]\n" for before, after in zip("bcdefghijk", "cdefghijkl", strict=True)),
     "itself": "a: &a [*a]\n",
-    "depth": "[" * 100_000,
+    "depth": "[" * 2_000,
     "merge": "a: &a {b: 1}\nc: {<<: [*a, *a], <<: *a}\n",
     "zeros": "\x00" * 1000,
 }
