@@ -8,14 +8,15 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tfqat import files
-from tfqat.errors import RunDirectoryError
+from tfqat.errors import DataError, RunDirectoryError
 
+_T = TypeVar("_T")
 MANIFEST, LOG = "manifest.json", "run.log"
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "tf2onnx", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13-libs")
 
@@ -115,18 +116,36 @@ class RunDirectory:
             yield write
 
 
-def read_json(directory: Path, name: str) -> Any:
-    """A JSON file of a run.
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run: all of them hold an object.
 
     Raises:
         RunDirectoryError: it is missing or corrupt; names it.
     """
     try:
-        return json.loads((directory / name).read_text(encoding="utf-8"))
+        found = json.loads((directory / name).read_text(encoding="utf-8"))
     except OSError as error:
         raise RunDirectoryError(f"{directory} has no {name}: is it the directory of a run that came that far?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunDirectoryError(f"{directory / name} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise RunDirectoryError(f"{directory / name} is corrupt: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def read_result(directory: Path, name: str, parse: Callable[[dict[str, Any]], _T]) -> _T:
+    """What `parse` makes of a JSON file of a run.
+
+    Raises:
+        RunDirectoryError: it is missing or corrupt; names it.
+    """
+    data = read_json(directory, name)
+    try:
+        return parse(data)
+    except KeyError as error:
+        raise RunDirectoryError(f"{directory / name} is corrupt: the key {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, IndexError, DataError) as error:
+        raise RunDirectoryError(f"{directory / name} is corrupt: {error}") from error
 
 
 def exported_model(metrics: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -68,7 +69,12 @@ def _fail(message: str) -> None:
 
 
 def _fail_usage(error: Exception) -> None:
-    """Typer's own errors (an unknown option, a missing argument) print themselves; anything else is a fault and keeps its traceback."""
+    """Typer's own errors (an unknown option, a missing argument) print themselves; anything else is a fault and keeps its traceback.
+
+    But for the name of a file that no file system takes: up to Python 3.13 `Path.exists` and its like raise for it.
+    """
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        _fail(f"the name of a file is too long: {str(error.filename)[:80]}...")
     show = getattr(error, "show", None)
     if show is None:
         raise error

@@ -79,7 +79,7 @@ def _load(path: Path) -> Any:
         onnx.checker.check_model(str(path))
     except DecodeError as error:
         raise EngineError(f"{path} is not an ONNX model: {_one_line(error)}") from error
-    except (onnx.checker.ValidationError, OSError) as error:
+    except Exception as error:  # besides ValidationError the checker raises what its C++ throws, and inference errors
         raise EngineError(f"{path} is not a valid ONNX model: {_one_line(error)}") from error
     return model
 

@@ -70,8 +70,8 @@ class ImageInput:
         try:
             with Image.open(path) as file:
                 image = file.convert(_MODES[self.channels])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}") from error
+        except Exception as error:  # Pillow raises errors of a dozen types for a damaged file, struct's and zlib's among them
+            raise DataError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from error
         height, width = (own if side is None else side for side, own in zip(self.size, (image.height, image.width), strict=True))
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BILINEAR)

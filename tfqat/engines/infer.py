@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from tfqat.arrays import read_arrays
 from tfqat.engines.images import image_files, image_input
 from tfqat.engines.serve import Engine
 from tfqat.errors import DataError
 from tfqat.form import Pixels
 
 ARRAYS = (".npy", ".npz")
+_MOST_LABELS = 16 << 20
+"""Bytes; the names of 21,000 classes take one million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +87,13 @@ def class_scores(outputs: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any,
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
     """The names of the classes, a line each; a DataError if there are not as many as classes."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as stream:
+            read = stream.read(_MOST_LABELS + 1)
+        lines = read.decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the labels {path} cannot be read: {error}") from error
+    if len(read) > _MOST_LABELS:
+        raise DataError(f"{path} is no file of labels: it has more than {_MOST_LABELS:,} bytes; expected a line for each class")
     while lines and not lines[-1].strip():
         lines.pop()
     if len(lines) != classes:
@@ -98,7 +104,7 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
 def _of_arrays(engine: Engine, path: Path, normalization: Pixels | None) -> Inference:
     if normalization is not None:
         raise DataError(f"--mean, --std and --unit are for images; the arrays of {path} go to the model as they are: leave them out")
-    found = _loaded(path)
+    found = read_arrays(path)
     names = [one.name for one in engine.inputs]
     notes: tuple[str, ...] = ()
     if isinstance(found, dict):
@@ -111,18 +117,6 @@ def _of_arrays(engine: Engine, path: Path, normalization: Pixels | None) -> Infe
     first = next(iter(outputs.values()))
     count = len(first) if first.ndim else 1
     return Inference(outputs=outputs, sources=tuple(map(str, range(count))), notes=notes)
-
-
-def _loaded(path: Path) -> Any:
-    """An array, or arrays by name; nothing in the file is executed."""
-    try:
-        found = np.load(path, allow_pickle=False)
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            return found
-        with found:
-            return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as arrays: {error}") from error
 
 
 def _chunks(values: Iterator[np.ndarray[Any, Any]], size: int) -> Iterator[list[np.ndarray[Any, Any]]]:

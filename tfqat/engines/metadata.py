@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from tfqat.engines.profile import Profile
 from tfqat.engines.report import TargetReport
 from tfqat.engines.tensors import graph_tensors
 from tfqat.errors import EngineError
+
+_TYPES: Mapping[str, type] = {"onnx": dict, "engine": dict, "profile": dict, "inputs": list, "outputs": list, "backend": str}
 
 
 def metadata_path(engine: Path) -> Path:
@@ -30,10 +33,15 @@ def read_metadata(engine: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"{path} cannot be read ({error}); compile the engine again, or delete that file to go without") from error
     if not isinstance(found, dict):
         raise EngineError(f"{path} is no JSON object; compile the engine again, or delete that file to go without")
+    wrong = [key for key, kind in _TYPES.items() if not isinstance(found.get(key, kind()), kind)]
+    if wrong or not isinstance(found.get("onnx", {}).get("metadata", {}), dict):
+        raise EngineError(
+            f"{path} is damaged: {(wrong or ['onnx'])[0]!r} is of another type; compile the engine again, or delete that file"
+        )
     return found
 
 

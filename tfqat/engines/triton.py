@@ -142,15 +142,20 @@ def _source(path: Path) -> _Source:
     return _Source(
         path=path,
         platform="tensorrt_plan",
-        inputs=_tensors(metadata["inputs"]),
-        outputs=_tensors(metadata["outputs"]),
+        inputs=_tensors(metadata["inputs"], metadata_path(path)),
+        outputs=_tensors(metadata["outputs"], metadata_path(path)),
         largest_batch=min((shapes[2][0] for shapes in metadata.get("profile", {}).values()), default=DEFAULT_BATCH[2]),
         kind="gpu",
     )
 
 
-def _tensors(found: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(name=one["name"], dtype=one["dtype"], shape=tuple(one["shape"])) for one in found)
+def _tensors(found: Sequence[Mapping[str, Any]], path: Path) -> tuple[Tensor, ...]:
+    try:
+        return tuple(Tensor(name=one["name"], dtype=one["dtype"], shape=tuple(one["shape"])) for one in found)
+    except (KeyError, TypeError) as error:
+        raise EngineError(
+            f"{path} is damaged: an input or output lacks its name, type or shape ({error}); compile the engine again"
+        ) from error
 
 
 def _external_files(model: Any) -> tuple[str, ...]:

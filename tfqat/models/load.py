@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import tf_keras
 from tf_keras.src.saving.serialization_lib import SafeModeScope
 
 from tfqat.errors import ModelError, TfqatError
-from tfqat.models import activations, graph, keras3, keras3_layers, layers
+from tfqat.models import activations, containers, graph, keras3, keras3_layers, layers
 from tfqat.models.canonical import Canonical, canonicalize, is_canonical
-from tfqat.recipe.references import load_reference
+from tfqat.models.trust import lambda_refused
+from tfqat.recipe.references import exists, load_reference
 
 CUSTOM_OBJECTS: Mapping[str, Any] = {**activations.CUSTOM_OBJECTS, **keras3_layers.CUSTOM_OBJECTS, **layers.CUSTOM_OBJECTS}
 """What tf_keras has to know to load a canonical model."""
@@ -102,7 +105,7 @@ def _is_flat(model: Any) -> bool:
 def is_reference(source: str | Path) -> bool:
     """Whether a source names a function: `module:function` or `file.py:function`."""
     before, colon, name = str(source).rpartition(":")
-    return bool(colon) and name.isidentifier() and bool(before) and not Path(source).exists()
+    return bool(colon) and name.isidentifier() and bool(before) and not exists(Path(source))
 
 
 def _from_reference(reference: str, base: Path) -> Any:
@@ -115,7 +118,7 @@ def _from_reference(reference: str, base: Path) -> Any:
 
 
 def _load_file(path: Path, custom_objects: Mapping[str, Any] | None, unsafe: bool) -> Any:
-    if not path.exists():
+    if not exists(path):
         raise ModelError(f"model file {path} does not exist")
     if path.suffix == ".keras" and not zipfile.is_zipfile(path):
         raise ModelError(
@@ -123,6 +126,7 @@ def _load_file(path: Path, custom_objects: Mapping[str, Any] | None, unsafe: boo
         )
     if path.is_dir() and not (path / "keras_metadata.pb").exists():
         raise ModelError(_no_keras_model(path))
+    _check_contents(path, custom_objects or {}, unsafe)
     if _saved_by(path).startswith("3."):
         return _load_keras3(path, custom_objects, unsafe)
     try:
@@ -132,13 +136,33 @@ def _load_file(path: Path, custom_objects: Mapping[str, Any] | None, unsafe: boo
             )
     except Exception as error:  # Keras raises dozens of types for a bad file; each means the same to the user.
         if _is_about_lambda(error):
-            raise ModelError(_lambda(path)) from error
+            raise ModelError(lambda_refused(str(path))) from error
         advice = _advice(error, path, custom_objects or {})
         raise ModelError(f"model file {path} cannot be loaded by tf_keras {tf_keras.__version__}: {_first_line(error)}{advice}") from error
     # A SavedModel whose Lambda was not allowed to load has a stand-in for it, of a class that only has the name.
     if any(type(layer).__name__ == "Lambda" and not isinstance(layer, tf_keras.layers.Lambda) for layer in model._flatten_layers()):
-        raise ModelError(_lambda(path))
+        raise ModelError(lambda_refused(str(path)))
     return model
+
+
+def _check_contents(path: Path, custom_objects: Mapping[str, Any], unsafe: bool) -> None:
+    """Refuse what is damaged, or could run code, read other files or take all memory, before Keras reads it."""
+    known = {**CUSTOM_OBJECTS, **custom_objects}
+    is_known = None if unsafe else partial(_is_known, known)
+    if path.suffix == ".keras":
+        containers.check_keras_archive(path, is_known)
+    elif path.suffix in _HDF5:
+        containers.check_hdf5(path, path, is_known=is_known)
+    elif path.is_dir() and is_known is not None:
+        containers.check_saved_model(path, is_known)
+
+
+def _is_known(known: Mapping[str, Any], name: str) -> bool:
+    """Whether the user gave a class or function by this name, or has registered it with either Keras."""
+    if name in known or tf_keras.saving.get_registered_object(name) is not None:
+        return True
+    keras = sys.modules.get("keras")
+    return keras is not None and keras.saving.get_registered_object(name) is not None
 
 
 def _load_keras3(path: Path, custom_objects: Mapping[str, Any] | None, unsafe: bool) -> Any:
@@ -146,19 +170,12 @@ def _load_keras3(path: Path, custom_objects: Mapping[str, Any] | None, unsafe: b
         return keras3.load_file(path, custom_objects, unsafe=unsafe)
     except ModelError as error:
         if _is_about_lambda(error):
-            raise ModelError(_lambda(path)) from error
+            raise ModelError(lambda_refused(str(path))) from error
         raise
 
 
 def _is_about_lambda(error: Exception) -> bool:
     return "lambda" in str(error).lower() and "safe_mode" in str(error)
-
-
-def _lambda(path: Path) -> str:
-    return (
-        f"model file {path} holds a Lambda layer, whose Python code is in the file and could do anything when it is loaded. Only if you "
-        "trust the file: load it with unsafe=True (--unsafe on the command line)"
-    )
 
 
 def _no_keras_model(path: Path) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx_ir.serde import SerdeError
 
 from tfqat.errors import PlacementError
+from tfqat.external_data import outside
 from tfqat.placement.lint_graph import DQ, Finding, Q, QdqGraph
 from tfqat.placement.lint_products import PRODUCT_RULES
 from tfqat.placement.lint_quantizers import QUANTIZER_RULES, dynamic_axes, integer_operator
@@ -34,18 +34,26 @@ def lint_onnx(path: str | Path) -> tuple[Finding, ...]:
     Raises:
         PlacementError: the file is missing, is no ONNX model, or has neither Q/DQ nor other quantized operators.
     """
-    graph = QdqGraph(_load(Path(path)))
+    model = _load(Path(path))
+    try:
+        return _findings(QdqGraph(model), path)
+    except PlacementError:
+        raise
+    except OSError as error:
+        raise PlacementError(f"{path}: the file of its external data cannot be read: {error}; put it beside the model") from error
+    except Exception:  # a rule reads what every valid graph has
+        _check_valid(path)
+        raise
+
+
+def _findings(graph: QdqGraph, path: str | Path) -> tuple[Finding, ...]:
     if not any(node.op_type in (Q, DQ) or any(integer_operator(graph, node)) for node in graph.nodes):
         raise PlacementError(
             f"{path} is not a Q/DQ graph: it has {len(graph.nodes)} nodes and no {Q} among them, so all of it runs in float; "
             "expected a quantized model, such as the model.onnx of a run (`tfqat run`)"
         )
     rules = (*QUANTIZER_RULES, *PRODUCT_RULES, *FUSION_RULES)
-    try:
-        found = [finding for node in graph.nodes for rule in rules for finding in rule(graph, node)]
-    except OSError as error:
-        raise PlacementError(f"{path}: the file of its external data cannot be read: {error}; put it beside the model") from error
-    return (*dynamic_axes(graph), *found)
+    return (*dynamic_axes(graph), *[finding for node in graph.nodes for rule in rules for finding in rule(graph, node)])
 
 
 def lint_placement(graph: ModelGraph, placement: Placement) -> tuple[Finding, ...]:
@@ -70,11 +78,22 @@ def _load(path: Path) -> ir.Model:
         model = ir.load(path)
     except DecodeError as error:
         raise PlacementError(f"{path} is not an ONNX model: {_one_line(error)}") from error
-    except SerdeError as error:
+    except Exception as error:  # onnx_ir wraps most of what a damaged file makes it raise in a SerdeError, but not all
         raise PlacementError(f"{path} is not a valid ONNX model: {_one_line(error.__cause__ or error)}") from error
+    if (location := outside(model, path)) is not None:
+        raise PlacementError(f"{path} is refused: its external data {location!r} are outside its folder; put them beside the model")
     if not len(model.graph):
         raise PlacementError(f"{path} is not an ONNX model, or an empty one: it has no nodes")
     return model
+
+
+def _check_valid(path: str | Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:  # what its C++ throws has several types
+        raise PlacementError(f"{path} is not a valid ONNX model: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:

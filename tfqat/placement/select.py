@@ -24,8 +24,8 @@ def matches(pattern: str, *, name: str, class_name: str) -> bool:
         return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*") or pattern == class_name
     try:
         return re.fullmatch(pattern.removeprefix(REGEX_PREFIX), name) is not None
-    except re.error as error:
-        raise PlacementError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+    except (re.error, OverflowError, RecursionError) as error:  # the latter for `a{99999999999}`, and for a thousand parentheses
+        raise PlacementError(f"pattern {pattern[:200]!r} is not a regular expression: {error}") from error
 
 
 def no_match(pattern: str, named: Iterable[tuple[str, str]], *, layers: int, where: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from tfqat.arrays import read_arrays
 from tfqat.errors import DataError
 from tfqat.proof.qdq_graph import GraphInput
 
@@ -23,17 +23,13 @@ def from_npz(path: Path, inputs: Mapping[str, GraphInput]) -> dict[str, np.ndarr
     wanted = f"expected a .npz file with an array for each of {', '.join(inputs)}"
     if not path.is_file():
         raise DataError(f"{path} does not exist; {wanted}")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise DataError(f"{path} holds one array without a name; {wanted}")
-        with file:
-            missing = [name for name in inputs if name not in file.files]
-            if missing:
-                raise DataError(f"{path} lacks the input {missing[0]!r}: it has {', '.join(file.files) or 'nothing'}")
-            arrays = {name: np.asarray(file[name]) for name in inputs}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a .npz file of arrays: {error}") from error
+    found = read_arrays(path)
+    if isinstance(found, np.ndarray):
+        raise DataError(f"{path} holds one array without a name; {wanted}")
+    missing = [name for name in inputs if name not in found]
+    if missing:
+        raise DataError(f"{path} lacks the input {missing[0]!r}: it has {', '.join(found) or 'nothing'}")
+    arrays = {name: found[name] for name in inputs}
     wrong = [name for name, array in arrays.items() if array.dtype.kind not in "fiub"]
     if wrong:
         raise DataError(f"{path}: input {wrong[0]!r} holds {arrays[wrong[0]].dtype}; expected numbers")

@@ -13,6 +13,7 @@ from onnx_ir import convenience
 
 from tfqat.errors import ExportError
 from tfqat.export.edit import weight_codes
+from tfqat.external_data import outside
 from tfqat.form import Form, Pixels, images
 from tfqat.proof.cut import session_of, with_free_batch
 from tfqat.proof.segments import point_of
@@ -113,6 +114,8 @@ def load(path: Path) -> ir.Model:
         raise ExportError(f"{path} is not an ONNX model: {error}") from error
     if not list(model.graph):
         raise ExportError(f"{path} is not an ONNX model: it holds no nodes")
+    if (location := outside(model, path)) is not None:
+        raise ExportError(f"{path} is refused: its external data {location!r} are outside its folder; put them beside the model")
     return model
 
 

@@ -27,6 +27,8 @@ _CORE = "tag:yaml.org,2002:"
 _TAGS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "value")}
 _CONSTRUCTED = {_CORE + name for name in ("int", "float", "bool", "null")}  # other scalars are text
 _MAX_VALUES = 10_000  # a recipe has about a hundred; aliases of aliases could spell out billions
+_MAX_BYTES = 1 << 20  # a recipe has a few thousand; what is larger is another file, or a device that never ends
+_MAX_BITS = 63  # of a whole number; Python does not even print one of 5,000 digits
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -48,6 +50,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if document.problems or recipe is None:
         raise RecipeError(problem.text for problem in sorted(document.problems, key=lambda problem: problem.line))
     return recipe
+
+
+def read_mapping(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The plain values of a YAML file that is not checked against the schema, such as a foreign recipe.
+
+    Raises:
+        RecipeError: it cannot be read, is no YAML, holds no mapping, or spells out more values than a recipe has.
+    """
+    document = _Document(str(path), what)
+    document.read_file(path)
+    if document.problems:
+        raise RecipeError(problem.text for problem in document.problems)
+    return document.data
 
 
 def recipe_lines(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
@@ -101,10 +116,10 @@ class _Problem(NamedTuple):
 class _Document:
     """The values of a recipe as they are read, where each stands, and what was wrong on the way."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, what: str = "recipe") -> None:
         self.data: dict[str, Any] = {}
         self.problems: list[_Problem] = []
-        self._name = name
+        self._name, self._what = name, what
         self._origins: dict[KeyPath, _Origin] = {(): self._at_line(0)}
         self._values = 0
 
@@ -124,17 +139,24 @@ class _Document:
     def read_file(self, path: Path) -> bool:
         """Fill `data`; False when the file holds no mapping, which is then reported."""
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as stream:
+                read = stream.read(_MAX_BYTES + 1)
+            text = read.decode()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            self.report((), f"cannot read the recipe: {reason}", _Origin(self._name, 0))
+            self.report((), f"cannot read the {self._what}: {reason}", _Origin(self._name, 0))
+            return False
+        if len(read) > _MAX_BYTES:
+            self.report(
+                (), f"not a {self._what}: more than {_MAX_BYTES:,} bytes; expected a YAML file of some lines", _Origin(self._name, 0)
+            )
             return False
         data = self._read(text, (), lambda node: self._at_line(node.start_mark.line))
         if isinstance(data, dict):
             self.data = data
         elif not self.problems:
             received = "an empty file" if data is None else shown(data)
-            self.report((), f"expected a mapping with the keys of a recipe; got {received}")
+            self.report((), f"expected a mapping with the keys of a {self._what}; got {received}")
         return isinstance(data, dict)
 
     def override(self, text: str) -> None:
@@ -167,7 +189,7 @@ class _Document:
             hint = "; a pattern that starts with * needs quotes" if "alias" in reason else ""
             self.report(path, f"not YAML: {reason}{hint}", self._at_line(mark.line) if mark and not path else None)
         except RecursionError:
-            self.report(path, f"not a recipe: more than {_MAX_VALUES} values, or nested too deeply")
+            self.report(path, f"not a {self._what}: more than {_MAX_VALUES} values, or nested too deeply")
         return None
 
     def _value(self, node: Node, path: KeyPath, origin: Callable[[Node], _Origin]) -> Any:
@@ -185,10 +207,14 @@ class _Document:
         if tag not in _CONSTRUCTED:
             return node.value
         try:
-            return YAML(typ="safe", pure=True).constructor.construct_object(node)
+            value = YAML(typ="safe", pure=True).constructor.construct_object(node)
         except (ValueError, KeyError):
-            self.report(path, f"{node.value!r} is no {tag.removeprefix(_CORE)}")
+            self.report(path, f"{shown(node.value)} is no {tag.removeprefix(_CORE)}")
             return None
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            self.report(path, f"expected a number of at most {_MAX_BITS} bits; got {shown(node.value)}")
+            return None
+        return value
 
     def _mapping(self, node: MappingNode, path: KeyPath, origin: Callable[[Node], _Origin]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -211,7 +237,7 @@ def _address(data: Any, parts: Sequence[str]) -> KeyPath:
     """The path that `parts` spell within `data`, with a number for each index; what is not there yet is made on the way."""
     path: KeyPath = ()
     for part in parts:
-        index = int(part) if part.isdecimal() else None
+        index = int(part) if part.isdecimal() and len(part) < 10 else None
         if isinstance(data, dict) or (data is None and index is None):
             path, data = (*path, part), (data or {}).get(part)
         elif (data is None or isinstance(data, list)) and index is not None and index <= len(data or ()):

@@ -27,11 +27,19 @@ def resolve_path(path: str | Path, base: Path) -> Path:
         RecipeError: it is in none of them.
     """
     folders = [Path.cwd(), base.resolve(), *base.resolve().parents]
-    found = next((folder / path for folder in folders if (folder / path).exists()), None)
+    found = next((folder / path for folder in folders if exists(folder / path)), None)
     if found is None:
         where = "" if Path(path).is_absolute() else f"; looked in {folders[0]}, {folders[1]} and the folders above it"
         raise RecipeError([f"{str(path)!r} does not exist{where}"])
     return found
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; there is none by a name that is too long or holds a NUL, for which `Path.exists` raises."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def load_reference(reference: str, *, base: Path) -> Callable[..., Any]:

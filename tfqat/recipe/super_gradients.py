@@ -25,10 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from tfqat.errors import RecipeError
+from tfqat.recipe.load import read_mapping
 from tfqat.recipe.problems import shown, validate
 from tfqat.recipe.qat import OptimizerConfig, QatConfig
 from tfqat.recipe.quantization import ActivationsConfig, WeightsConfig
@@ -80,19 +78,7 @@ def read_super_gradients(path: Path) -> Converted:
     Raises:
         RecipeError: it cannot be read, is no YAML, or holds no mapping.
     """
-    try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RecipeError([f"{path}: cannot read the SuperGradients recipe: {reason}"]) from error
-    except (YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise RecipeError([f"{at}: not YAML: {getattr(error, 'problem', None) or str(error).splitlines()[0]}"]) from error
-    if not isinstance(document, Mapping):
-        received = "an empty file" if document is None else shown(document)
-        raise RecipeError([f"{path}: expected a mapping with the keys of a SuperGradients recipe; got {received}"])
-    return convert(document)
+    return convert(read_mapping(path, "SuperGradients recipe"))
 
 
 def convert(document: Mapping[Any, Any]) -> Converted:

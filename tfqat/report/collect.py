@@ -71,7 +71,7 @@ def _optional(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> T | None:
         return None
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RunDirectoryError(f"{path} is corrupt: not JSON ({error})") from error
     if not isinstance(data, dict):
         raise RunDirectoryError(f"{path} is corrupt: expected a JSON object, got {type(data).__name__}")

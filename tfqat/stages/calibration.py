@@ -17,7 +17,7 @@ from tfqat.placement.planner import plan
 from tfqat.progress import counted
 from tfqat.quantize import state
 from tfqat.quantize.apply import quantize_model
-from tfqat.run_directory import read_json
+from tfqat.run_directory import read_result
 from tfqat.spec import Calibrator
 from tfqat.stages.together import calibrated, first_examples
 from tfqat.stages.under_way import CALIBRATED, CALIBRATION, EQUALIZED, Run
@@ -84,7 +84,7 @@ def keep_calibrated(run: Run, qmodel: Any, calibration: Calibration) -> None:
 def restore_calibrated(run: Run) -> tuple[Any, Calibration]:
     """What `keep_calibrated` noted."""
     restore_placement(run, "calibrated")
-    calibration = Calibration.from_dict(read_json(run.directory.path, CALIBRATION))
+    calibration = read_result(run.directory.path, CALIBRATION, Calibration.from_dict)
     _write(run, calibration)
     return run.load_model(CALIBRATED), calibration
 

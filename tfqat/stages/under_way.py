@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,11 @@ FOR_RESUME = (STATE, CHECKPOINT, CONTROL_CHECKPOINT, EQUALIZED, CALIBRATED, CALI
 """What only a run that goes on needs; a complete one has none of them."""
 
 
+def _digest(state: Mapping[str, Any]) -> str:
+    """The checksum of what `state.json` holds, however it is written."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
+
+
 @dataclass
 class Run:
     """What the stages of one run share. `measured` holds every value as it was computed; `metrics.json` has it rounded.
@@ -51,7 +58,8 @@ class Run:
     def finish(self, stage: str, **result: Any) -> None:
         """Note that a stage's result is written, so that a run that is cut off goes on behind it."""
         self.done[stage] = result
-        files.write_json(self.directory / STATE, {"done": self.done, "measured": self.measured, "metrics": self.metrics})
+        known = {"done": self.done, "measured": self.measured, "metrics": self.metrics}
+        files.write_json(self.directory / STATE, {**known, "sha256": _digest(known)})
 
     def restore(self) -> None:
         """What `finish` noted last, of a run that was cut off.
@@ -62,6 +70,8 @@ class Run:
         self.resumed = True
         if (self.directory / STATE).exists():
             known = read_json(self.directory.path, STATE)
+            if known.pop("sha256", None) != _digest(known):
+                raise RunDirectoryError(f"{self.directory / STATE} is damaged: its checksum differs; start the run again, without --resume")
             self.done, self.measured, self.metrics = known["done"], known["measured"], known["metrics"]
 
     def load_model(self, name: str | Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 import tf_keras
 
 from tfqat import files
-from tfqat.errors import RunDirectoryError
+from tfqat.arrays import read_arrays
+from tfqat.errors import DataError, RunDirectoryError
 from tfqat.training.callbacks import BestWeights, EpochHistory
 
 
@@ -69,10 +69,10 @@ class Checkpoints(tf_keras.callbacks.Callback):  # type: ignore[misc]
         if not self._path.exists():
             return None
         try:
-            with np.load(self._path, allow_pickle=False) as arrays:
-                meta = json.loads(str(arrays["meta"]))
-                groups = {name: [arrays[f"{name}/{number}"] for number in range(count)] for name, count in meta["counts"].items()}
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            arrays: Any = read_arrays(self._path)
+            meta = json.loads(str(arrays["meta"]))
+            groups = {name: [arrays[f"{name}/{number}"] for number in range(count)] for name, count in meta["counts"].items()}
+        except (DataError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise RunDirectoryError(f"{self._path} cannot be read: {error}; delete it, and fine-tuning starts anew") from error
         variables = _variables(model.optimizer)
         shapes = [[tuple(value.shape) for value in values] for values in (model.weights, variables)]

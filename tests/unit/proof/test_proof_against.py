@@ -245,7 +245,7 @@ def test_data_that_does_not_fit(tiny_onnx: Path, images: np.ndarray, tmp_path: P
         "none.npz": r"none\.npz does not exist; expected a \.npz file with an array for each of image",
         "other.npz": r"other\.npz lacks the input 'image': it has x",
         "one.npy": "holds one array without a name",
-        "text.npz": r"text\.npz is not a \.npz file of arrays",
+        "text.npz": r"text\.npz cannot be read as arrays",
     }.items():
         with pytest.raises(DataError, match=message):
             compare_files(tiny_onnx, tiny_onnx, data=tmp_path / name)
