@@ -173,6 +173,7 @@ def _opened(
     with workers.released(), contextlib.ExitStack() as left:
         resumes = resume is not None and workers.is_chief  # the others get from the chief what it goes on from
         earlier = RunDirectory.reopen(Path(resume or ""), recipe_hash=recipe_hash(loaded)) if resumes else None
+        write_log = left.enter_context(earlier.held()) if earlier is not None else None
         with progress.stage("Load model and data") as advance:
             inputs = load_inputs(loaded, origin, advance)
         _check_together(workers, inputs)
@@ -182,7 +183,7 @@ def _opened(
         directory = earlier or RunDirectory.create(
             Path(out), Path(origin.file).stem or "run", recipe_hash=recipe_hash(loaded), seed=loaded.seed, recipe_folder=origin.folder
         )
-        write_log = left.enter_context(directory.log())
+        write_log = write_log or left.enter_context(directory.held())
         current = Run(directory=directory, inputs=inputs, origin=origin, progress=progress, write_log=write_log, workers=workers)
         try:
             if earlier is not None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from tfqat.calibration.histogram import BINS, MANTISSA_BITS, SHIFT, Histogram
 from tfqat.errors import DataError
+from tfqat.models.depth import functional_model
 from tfqat.quantize.quantizers import quantizers
 
 INFINITY = 255 << 23
@@ -52,7 +52,7 @@ def observe(model: Any, tensors: Mapping[str, Any], batches: Iterable[Any]) -> O
     names = list(tensors)
     strategy = tf.distribute.get_strategy()
     replicas = _replicas_here(strategy)
-    counter = _Counter(strategy, tf_keras.Model(model.inputs, [tensors[name] for name in names]))
+    counter = _Counter(strategy, functional_model(model.inputs, [tensors[name] for name in names]))
     fixed = any(given.shape[0] is not None for given in model.inputs)
     number, examples = 0, 0
     failed: Exception | None = None

@@ -14,6 +14,7 @@ from tf_keras.src.saving.serialization_lib import SafeModeScope
 from tfqat.errors import ModelError, TfqatError
 from tfqat.models import activations, graph, keras3, keras3_layers, layers
 from tfqat.models.canonical import Canonical, canonicalize, is_canonical
+from tfqat.models.depth import deep_models
 from tfqat.recipe.references import load_reference
 
 CUSTOM_OBJECTS: Mapping[str, Any] = {**activations.CUSTOM_OBJECTS, **keras3_layers.CUSTOM_OBJECTS, **layers.CUSTOM_OBJECTS}
@@ -22,6 +23,7 @@ CUSTOM_OBJECTS: Mapping[str, Any] = {**activations.CUSTOM_OBJECTS, **keras3_laye
 _HDF5 = (".h5", ".hdf5")
 
 
+@deep_models()
 def load_model(source: Any, custom_objects: Mapping[str, Any] | None = None, *, unsafe: bool = False, base: Path | None = None) -> Any:
     """The canonical model of `source`: a flat functional tf_keras.Model whose operations are layers.
 
