@@ -29,7 +29,7 @@ from tfqat.report.html import write_report
 from tfqat.run_directory import RunDirectory, versions
 from tfqat.stages import calibration, engine, graph, quantized_model, sensitivity
 from tfqat.stages.together import serve
-from tfqat.stages.under_way import Run
+from tfqat.stages.under_way import Run, out_of_memory
 from tfqat.training.fit import QatResult
 from tfqat.training.replicas import check_split
 from tfqat.workers import Workers, join, processes_of_tf_config
@@ -186,10 +186,11 @@ def _opened(
         write_log = write_log or left.enter_context(directory.held())
         current = Run(directory=directory, inputs=inputs, origin=origin, progress=progress, write_log=write_log, workers=workers)
         try:
-            if earlier is not None:
-                current.restore()
-                current.say(f"resuming behind: {', '.join(current.done) or 'nothing yet'}")
-            yield current
+            with out_of_memory(lambda: current.stage_name):
+                if earlier is not None:
+                    current.restore()
+                    current.say(f"resuming behind: {', '.join(current.done) or 'nothing yet'}")
+                yield current
         except BaseException as error:
             current.give_up(error)
             raise

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tfqat import files
+from tfqat.calibration.memory import OUT_OF_MEMORY
 from tfqat.datasets import Data, reading
-from tfqat.errors import RunDirectoryError, TfqatError, WorkerError, add_note
+from tfqat.errors import OutOfMemoryError, RunDirectoryError, TfqatError, WorkerError, add_note
 from tfqat.inputs import Inputs, Origin, custom_objects
 from tfqat.progress import Advance, Progress
 from tfqat.quantize.load import load_model
@@ -27,6 +28,23 @@ CHECKPOINT, CONTROL_CHECKPOINT = "checkpoint.npz", "checkpoint-control.npz"
 EQUALIZED, CALIBRATED, CALIBRATION = "resume-equalized.keras", "resume-calibrated.keras", "resume-calibration.json"
 FOR_RESUME = (STATE, CHECKPOINT, CONTROL_CHECKPOINT, EQUALIZED, CALIBRATED, CALIBRATION)
 """What only a run that goes on needs; a complete one has none of them."""
+
+
+@contextmanager
+def out_of_memory(stage: Callable[[], str]) -> Iterator[None]:
+    """Raises what says what to do, where the memory of the machine or of its GPU does not suffice.
+
+    Raises:
+        OutOfMemoryError: TensorFlow or Python raised within the block that memory is short; names the stage.
+    """
+    try:
+        yield
+    except OUT_OF_MEMORY as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise OutOfMemoryError(
+            f"stage {stage()} does not fit into memory ({reason}): let the functions of `data` give smaller batches, or set a smaller "
+            "training.batch_size"
+        ) from error
 
 
 @dataclass
