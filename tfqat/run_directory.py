@@ -85,6 +85,11 @@ class RunDirectory:
         manifest.setdefault("resumed", []).append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
         return cls(path, manifest)
 
+    @property
+    def stage(self) -> str:
+        """The stage that is under way, or was the last."""
+        return str(self._manifest.get("stage", "load"))
+
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 

@@ -87,8 +87,10 @@ def build_engines(
             places = [_Place(target=target, plan=folder / path.name, path=path) for target, path in zip(targets, paths, strict=True)]
             report = _report(backend, graph, profile, places, options, gpu)
             _put_in_place(places, options.timing_cache, folder)
-    except (OSError, RunDirectoryError) as error:
-        raise EngineError(f"an engine cannot be written to {out.parent}: {error}") from error
+    except OSError as error:
+        raise EngineError(f"an engine cannot be written: {files.unwritable(out, error)}") from error
+    except RunDirectoryError as error:
+        raise EngineError(f"an engine cannot be written: {error}") from error
     return report
 
 

@@ -47,6 +47,17 @@ def out_of_memory(stage: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
+def keep(directory: RunDirectory, error: BaseException, *, stage: str) -> None:
+    """Mark the run in a directory as incomplete, and have the error that ended it say where it lies."""
+    with contextlib.suppress(RunDirectoryError):  # a full disk is the error already
+        directory.mark("incomplete", stage=stage)
+    add_note(
+        error,
+        f"what the run had made is kept in {directory.path}, whose manifest.json says `incomplete`; "
+        f"`--resume {directory.path}` goes on from there",
+    )
+
+
 @dataclass
 class Run:
     """What the stages of one run share. `measured` holds every value as it was computed; `metrics.json` has it rounded.
@@ -158,10 +169,4 @@ class Run:
         if is_about_input and not self.resumed and not (self.directory / "calibration.json").exists():
             self.directory.discard()
             return
-        with contextlib.suppress(RunDirectoryError):  # a full disk is the error already
-            self.directory.mark("incomplete", stage=self.stage_name)
-        add_note(
-            error,
-            f"what the run had made is kept in {self.directory.path}, whose manifest.json says `incomplete`; "
-            f"`--resume {self.directory.path}` goes on from there",
-        )
+        keep(self.directory, error, stage=self.stage_name)

@@ -185,6 +185,8 @@ def same_result(directory: Path, reference: Path) -> None:
     for name in ("model.onnx", "calibration.json", "placement.json", "recipe.yaml"):
         assert (directory / name).read_bytes() == (reference / name).read_bytes(), name
     mine, other = (json.loads((path / "metrics.json").read_text()) for path in (directory, reference))
+    for metrics in (mine, other):
+        del metrics["size_bytes"]["float_onnx"]  # tf2onnx numbers the nodes of a graph in another order each time
     assert {name: value for name, value in mine.items() if name not in TRANSIENT} == {
         name: value for name, value in other.items() if name not in TRANSIENT
     }

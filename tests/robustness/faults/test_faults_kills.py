@@ -65,12 +65,18 @@ class Chain:
         assert len(known) < 2
         return known[0].parent if known else None
 
+    @property
+    def _complete(self) -> bool:
+        return self.directory is not None and json.loads((self.directory / "manifest.json").read_text())["status"] == "complete"
+
     def start(self) -> Any:
         resume = ["--resume", self.directory] if self.directory else []
         return self._launcher.start("run", "tiny.yaml", "--out", self._out, *self._options, *resume, folder=self._project)
 
     def stop_in(self, stage: str, name: str, after: float) -> None:
         """Stop the run so many seconds after it entered a stage; without a directory, after it was started."""
+        if self._complete:
+            return
         command = self.start()
         while stage != "load" and not command.ended.is_set() and self._stage() != stage:
             time.sleep(0.001)
@@ -105,8 +111,7 @@ class Chain:
 
     def end(self, reference: Path) -> None:
         """Let the run end, and compare it with the one that nothing cut off."""
-        directory = self.directory
-        if directory is None or json.loads((directory / "manifest.json").read_text())["status"] != "complete":
+        if not self._complete:
             command = self.start()
             assert command.wait() == 0, command.said
         assert self.directory is not None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +45,6 @@ def test_of_two_that_resume_one_run_the_second_says_which_process_has_it(
     cut = launcher.start(*options, "--out", tmp_path / "cut", folder=tiny_project)
     while not list((tmp_path / "cut").glob("*/checkpoint.npz")) and not cut.ended.wait(0.01):
         pass
-    import os
-    import signal
-
     os.kill(cut.pid, signal.SIGKILL)
     assert cut.wait() == -signal.SIGKILL
     (directory,) = (tmp_path / "cut").iterdir()
@@ -94,7 +94,7 @@ def test_two_first_versions_of_different_models_do_not_share_a_config(
 ) -> None:
     for number in range(20):
         repository = tmp_path / str(number)
-        found = together(*(lambda graph=graph: export_triton(graph, repository, name="net") for graph in (tiny_onnx, other_graph)))
+        found = together(*(partial(export_triton, graph, repository, name="net") for graph in (tiny_onnx, other_graph)))
         failed = [one for one in found if isinstance(one, EngineError)]
         (made,) = [one for one in found if not isinstance(one, Exception)]
         assert len(failed) == 1 and "describes another model, and is not overwritten" in str(failed[0])
@@ -107,7 +107,7 @@ def test_two_first_versions_of_different_models_do_not_share_a_config(
 def test_two_first_versions_of_one_model_get_two_numbers(tiny_onnx: Path, counts: Counter[str], tmp_path: Path) -> None:
     for number in range(20):
         repository = tmp_path / str(number)
-        found = together(*[lambda: export_triton(tiny_onnx, repository, name="net")] * 2)
+        found = together(*[partial(export_triton, tiny_onnx, repository, name="net")] * 2)
         assert sorted(one.version for one in found) == [1, 2], found
         assert sorted(one.kept_config for one in found) == [False, True]
         assert not list((repository / "net").glob(f"{TEMPORARY}*"))
@@ -141,7 +141,7 @@ def test_two_exports_to_one_path_leave_one_of_them(rounds: int, tiny_quantized: 
     for number in range(rounds):
         path = tmp_path / f"both-{number}" / "model.onnx"
         path.parent.mkdir()
-        found = together(*(lambda graph=graph: export._write_with_data(graph.clone(), path) for graph in graphs))
+        found = together(*(partial(export._write_with_data, graph.clone(), path) for graph in graphs))
         assert all(isinstance(one, int) for one in found), found
         left = onnx.load(str(path))
         constants = wanted[int({entry.key: entry.value for entry in left.metadata_props}["number"])]
