@@ -7,6 +7,7 @@
     │   └── NoMatchError       a pattern that matches no layer
     ├── DataError              a data reference, a batch or a calibration value that cannot be used
     ├── NotCalibratedError     a quantizer without a range
+    ├── OutOfMemoryError       a batch that does not fit into memory
     ├── TrainingError          quantization-aware training that cannot go on
     ├── WorkerError            a process of a distributed run that is missing, was lost, or cannot be set up
     ├── ExportError            a graph that cannot be exported, or that breaks a rule of the exported form
@@ -53,6 +54,10 @@ class DataError(TfqatError):
 
 class NotCalibratedError(TfqatError):
     """A quantizer is asked for codes before it has a range."""
+
+
+class OutOfMemoryError(TfqatError):
+    """A batch does not fit into memory, however it is split."""
 
 
 class TrainingError(TfqatError):

@@ -29,7 +29,7 @@ from tfqat.report.html import write_report
 from tfqat.run_directory import RunDirectory, versions
 from tfqat.stages import calibration, engine, graph, quantized_model, sensitivity
 from tfqat.stages.together import serve
-from tfqat.stages.under_way import Run
+from tfqat.stages.under_way import Run, keep, out_of_memory
 from tfqat.training.fit import QatResult
 from tfqat.training.replicas import check_split
 from tfqat.workers import Workers, join, processes_of_tf_config
@@ -173,7 +173,8 @@ def _opened(
     with workers.released(), contextlib.ExitStack() as left:
         resumes = resume is not None and workers.is_chief  # the others get from the chief what it goes on from
         earlier = RunDirectory.reopen(Path(resume or ""), recipe_hash=recipe_hash(loaded)) if resumes else None
-        with progress.stage("Load model and data") as advance:
+        write_log = left.enter_context(earlier.held()) if earlier is not None else None
+        with _kept_if_interrupted(earlier), progress.stage("Load model and data") as advance:
             inputs = load_inputs(loaded, origin, advance)
         _check_together(workers, inputs)
         on_placement(inputs.placement)
@@ -182,16 +183,28 @@ def _opened(
         directory = earlier or RunDirectory.create(
             Path(out), Path(origin.file).stem or "run", recipe_hash=recipe_hash(loaded), seed=loaded.seed, recipe_folder=origin.folder
         )
-        write_log = left.enter_context(directory.log())
+        write_log = write_log or left.enter_context(directory.held())
         current = Run(directory=directory, inputs=inputs, origin=origin, progress=progress, write_log=write_log, workers=workers)
         try:
-            if earlier is not None:
-                current.restore()
-                current.say(f"resuming behind: {', '.join(current.done) or 'nothing yet'}")
-            yield current
+            with out_of_memory(lambda: current.stage_name):
+                if earlier is not None:
+                    current.restore()
+                    current.say(f"resuming behind: {', '.join(current.done) or 'nothing yet'}")
+                yield current
         except BaseException as error:
             current.give_up(error)
             raise
+
+
+@contextmanager
+def _kept_if_interrupted(earlier: RunDirectory | None) -> Iterator[None]:
+    """A run that is to go on, and is interrupted before it does, says where it lies."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if earlier is not None:
+            keep(earlier, interrupt, stage=earlier.stage)
+        raise
 
 
 def _joined(recipe: Recipe, origin: Origin, progress: Progress) -> Workers:

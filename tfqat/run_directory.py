@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,13 +45,6 @@ class RunDirectory:
         """
         started = datetime.now(timezone.utc)
         stem = f"{name}-{started:%Y%m%dT%H%M%SZ}"
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            path = _new_folder(parent, stem)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"cannot make a run directory in {parent}: {error.strerror or error}; choose another with --out"
-            ) from error
         manifest = {
             "recipe_hash": recipe_hash,
             "seed": seed,
@@ -60,30 +54,42 @@ class RunDirectory:
             "versions": versions(),
             "git": _git_state(recipe_folder),
         }
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path = _new_folder(parent, stem)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"cannot make a run directory in {parent}: {error.strerror or error}; choose another with --out"
+            ) from error
         directory = cls(path, manifest)
-        directory.mark("running", stage="load")
+        try:
+            directory.mark("running", stage="load")
+        except RunDirectoryError:
+            directory.discard()
+            raise
         return directory
 
     @classmethod
     def reopen(cls, path: Path, *, recipe_hash: str) -> RunDirectory:
-        """The directory of a run that was cut off, to go on with it; what half-written files it left is removed.
+        """The directory of a run that was cut off, to go on with it.
 
         Raises:
             RunDirectoryError: it is not one, its run is complete, or it is of another recipe.
         """
         manifest = read_json(path, MANIFEST)
-        if manifest.get("status") == "complete":
-            raise RunDirectoryError(f"the run in {path} is complete; leave out --resume to run the recipe again")
+        _check_not_complete(path, manifest)
         if manifest.get("recipe_hash") != recipe_hash:
             raise RunDirectoryError(
                 f"the run in {path} is of another recipe, or with other --set values: resume it with those it was started with "
                 f"({path / 'recipe.yaml'} has them), or leave out --resume"
             )
-        for left in path.glob(f"{files.TEMPORARY}*"):
-            left.unlink()
-        directory = cls(path, manifest)
-        directory._manifest.setdefault("resumed", []).append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
-        return directory
+        manifest.setdefault("resumed", []).append(datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        return cls(path, manifest)
+
+    @property
+    def stage(self) -> str:
+        """The stage that is under way, or was the last."""
+        return str(self._manifest.get("stage", "load"))
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -105,13 +111,29 @@ class RunDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
 
     @contextlib.contextmanager
-    def log(self) -> Iterator[Any]:
-        """`run.log`, open for appending; gives a function that writes one line with its time."""
-        with (self.path / LOG).open("a", encoding="utf-8") as stream:
+    def held(self) -> Iterator[Callable[[str], None]]:
+        """Let no other process work in the directory; gives a function that writes a line with its time to `run.log`.
+
+        What half-written files another process left, which was killed, is removed.
+
+        Raises:
+            RunDirectoryError: another process works in it: says which.
+        """
+        try:
+            stream = (self.path / LOG).open("ab", buffering=0)
+        except OSError as error:
+            raise files.unwritable(self.path / LOG, error) from error
+        with stream:
+            if not files.taken(stream.fileno()):
+                raise RunDirectoryError(f"the run in {self.path} is under way{_holder(self.path)}: wait until it ends, or end it")
+            if "resumed" in self._manifest:  # the process that had it may have ended it since
+                _check_not_complete(self.path, read_json(self.path, MANIFEST))
+            files.remove_unfinished(self.path)
+            self._manifest["process"] = {"host": platform.node(), "pid": os.getpid()}
 
             def write(text: str) -> None:
-                stream.write(f"{datetime.now(timezone.utc):%H:%M:%S} {text}\n")
-                stream.flush()
+                with contextlib.suppress(OSError):  # a full disk costs the line; what cannot do without its file says so itself
+                    stream.write(f"{datetime.now(timezone.utc):%H:%M:%S} {text}\n".encode())
 
             yield write
 
@@ -160,6 +182,19 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def _check_not_complete(path: Path, manifest: Mapping[str, Any]) -> None:
+    if manifest.get("status") == "complete":
+        raise RunDirectoryError(f"the run in {path} is complete; leave out --resume to run the recipe again")
+
+
+def _holder(path: Path) -> str:
+    """Which process works in a run directory, as far as its manifest says."""
+    with contextlib.suppress(RunDirectoryError, KeyError, TypeError):
+        process = read_json(path, MANIFEST)["process"]
+        return f" in process {process['pid']} on {process['host']}"
+    return ""
 
 
 def _new_folder(parent: Path, stem: str) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -15,6 +16,7 @@ from tfqat_cli.commands import bench, calibrate, doctor, export, infer, init, li
 from tfqat_cli.commands import compile as compile_command
 
 EXIT_ERROR = 2
+EXIT_TERMINATED = 128 + signal.SIGTERM
 # Without its standalone mode, Typer returns a command's exit code, and this one for Ctrl-C, instead of ending the process.
 _TYPER_INTERRUPTED = 130
 
@@ -45,27 +47,47 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> None:
-    """Run the command line; a TfqatError or Ctrl-C ends with exit code 2 and no traceback."""
+    """Run the command line; a TfqatError or Ctrl-C ends with exit code 2, SIGTERM with 143, and no traceback."""
     # Before TensorFlow is imported: its start-up notes are not about the user's work.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    terminated = _interrupted_by_sigterm()
     code = None
     try:
         code = app(prog_name="tfqat", standalone_mode=False)
     except TfqatError as error:
+        if terminated:  # in the user's generator, whose errors are errors of the data
+            _fail("; ".join(["stopped by SIGTERM", *getattr(error, "__notes__", ())]), EXIT_TERMINATED)
         _fail("\n".join([str(error), *getattr(error, "__notes__", ())]))
     except (KeyboardInterrupt, typer.Abort) as error:
-        _fail("; ".join(["interrupted", *error.args]))
+        _fail_interrupted(terminated, *error.args)
     except Exception as error:
         _fail_usage(error)
     if code == _TYPER_INTERRUPTED:
-        _fail("interrupted")
+        _fail_interrupted(terminated)
     sys.exit(code)
 
 
-def _fail(message: str) -> None:
+def _interrupted_by_sigterm() -> list[int]:
+    """Have SIGTERM, which schedulers send before they kill, end the work as Ctrl-C does; the list then holds it."""
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    return received
+
+
+def _fail_interrupted(terminated: list[int], *notes: str) -> NoReturn:
+    what, code = ("stopped by SIGTERM", EXIT_TERMINATED) if terminated else ("interrupted", EXIT_ERROR)
+    _fail("; ".join([what, *notes]), code)
+
+
+def _fail(message: str, code: int = EXIT_ERROR) -> NoReturn:
     typer.secho("error: ", fg="red", err=True, nl=False)
     typer.echo(message, err=True)
-    sys.exit(EXIT_ERROR)
+    sys.exit(code)
 
 
 def _fail_usage(error: Exception) -> None:

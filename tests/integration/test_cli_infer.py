@@ -126,7 +126,7 @@ def test_a_graph_goes_into_a_triton_repository(project: Path, tfqat_command: Cal
         (["floats.onnx", "--triton", "repository", "--layout", "nchw"], "floats.onnx is served as it is: leave the options of the graph"),
         (["floats.onnx", "--name", "a"], "--name and --max-batch are for --triton"),
         (["nothing.plan", "--triton", "repository"], "nothing.plan is not a file; expected an engine"),
-        (["floats.onnx", "--triton", "labels.txt"], "the model cannot be written to labels.txt/floats"),
+        (["floats.onnx", "--triton", "labels.txt"], "cannot write labels.txt/floats"),
     ],
 )
 def test_what_does_not_go_into_one(project: Path, tfqat_command: Callable[..., Any], arguments: list[str], message: str) -> None:

@@ -116,10 +116,10 @@ def test_discard_removes_this_run_and_no_other(tmp_path: Path) -> None:
 
 def test_log_appends_lines_with_their_time_at_once(frozen: None, tmp_path: Path) -> None:
     directory = create(tmp_path)
-    with directory.log() as write:
+    with directory.held() as write:
         write("Calibrate 16 batches")
         assert (directory / "run.log").read_text() == "05:06:07 Calibrate 16 batches\n"
-    with directory.log() as write:
+    with directory.held() as write:
         write("größer")
     assert (directory / "run.log").read_text(encoding="utf-8") == "05:06:07 Calibrate 16 batches\n05:06:07 größer\n"
 

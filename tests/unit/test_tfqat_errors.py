@@ -17,6 +17,7 @@ TREE = {
     "NoMatchError": "PlacementError",
     "DataError": "TfqatError",
     "NotCalibratedError": "TfqatError",
+    "OutOfMemoryError": "TfqatError",
     "TrainingError": "TfqatError",
     "WorkerError": "TfqatError",
     "ExportError": "TfqatError",

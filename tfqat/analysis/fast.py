@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from tfqat.analysis.subject import Subject
 from tfqat.analysis.units import PASSED
 from tfqat.datasets import inputs_of
 from tfqat.models import graph as model_graph
+from tfqat.models.depth import functional_model
 from tfqat.models.graph import TensorRef
 from tfqat.models.pieces import Piece, piece
 from tfqat.quantize import state
@@ -71,7 +71,7 @@ class _Function:
         self._made = [TensorRef(layer=[name, *after][-1]) for name, after in zip(names, ends, strict=True)]
         in_float = model_graph.tensors(subject.float_model)
         wanted = [*(in_float[ref] for ref in self._read), *(in_float[ref] for ref in self._made), *subject.float_model.outputs]
-        self._observed = tf_keras.Model(subject.float_model.inputs, wanted)
+        self._observed = functional_model(subject.float_model.inputs, wanted)
         self._call = tf.function(self._scores, reduce_retracing=True, autograph=False)
 
     def __call__(self, inputs: Any, seed: tf.Tensor, weights: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from tfqat.datasets import inputs_of
 from tfqat.errors import DataError
 from tfqat.models import graph as model_graph
+from tfqat.models.depth import functional_model
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.models.pieces import Piece, piece
 from tfqat.placement.rules.classes import POINTWISE
@@ -45,7 +45,7 @@ def output_errors(qmodel: Any, candidates: Mapping[str, Sequence[float]], batche
     graph, tensors = model_graph.read(qmodel), model_graph.tensors(qmodel)
     blocks = {name: _blocks(graph, tensors, layer_name(handles[name].point)) for name in candidates}
     read = list(dict.fromkeys(ref for found in blocks.values() for block in found for ref in block.reads))
-    observer = tf_keras.Model(qmodel.inputs, [tensors[ref] for ref in read])
+    observer = functional_model(qmodel.inputs, [tensors[ref] for ref in read])
     observe = tf.function(lambda inputs: observer(inputs, training=False), reduce_retracing=True, autograph=False)
     errors: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
     signals: dict[str, list[np.ndarray]] = {name: [] for name in candidates}

@@ -48,7 +48,8 @@ def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibra
 
     Activations are observed in float, over one pass; each point's own calibrator chooses its amax, from the values of all points that
     share its scale. Each channel of a weight gets its largest magnitude or, where the calibrator is mse, the range of least error.
-    Within the scope of a `tf.distribute` strategy the batches are split between the replicas, and the ranges are the same.
+    Within the scope of a `tf.distribute` strategy the batches are split between the replicas, and the ranges are the same. So they are
+    where a batch does not fit into memory and is computed in parts.
 
     Args:
         qmodel: a quantized model; its quantizers' state is set.
@@ -59,6 +60,7 @@ def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibra
         The chosen ranges with the histograms they came from. The same for any order of the batches, and on every worker.
 
     Raises:
+        OutOfMemoryError: two examples do not fit into memory.
         DataError: fewer batches than asked for, a batch of another shape than the model takes, NaN or Inf. The model's quantizers are
             then as they were.
     """
@@ -80,7 +82,7 @@ def calibrate(qmodel: Any, dataset: Iterable[Any], batches: int = 16) -> Calibra
         name: activations[name] if handle.weight is None else _weight_range(name, handle)  # in the order of the model
         for name, handle in handles.items()
     }
-    calibration = Calibration(points=found, batches=seen.batches, examples=seen.examples)
+    calibration = Calibration(points=found, batches=seen.batches, examples=seen.examples, at_once=seen.at_once)
     if best:
         calibration = choose_best(qmodel, calibration, best, looked_at.kept)
     apply(qmodel, calibration)

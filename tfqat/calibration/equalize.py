@@ -26,6 +26,7 @@ from tfqat.calibration.predicted_error import PredictedError, Seen
 from tfqat.datasets import check_batch, inputs_of
 from tfqat.errors import DataError, ModelError
 from tfqat.models import graph as model_graph
+from tfqat.models.depth import functional_model
 from tfqat.models.dtypes import float32_policy
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 from tfqat.models.layers import ChannelReLU
@@ -137,7 +138,7 @@ def equalize(model: Any, dataset: Iterable[Any], *, batches: int = 16, weight_bi
 
 def _observe(model: Any, tensors: Mapping[TensorRef, int], dataset: Iterable[Any], batches: int) -> dict[TensorRef, Seen]:
     symbolic = model_graph.tensors(model)
-    observer = tf_keras.Model(model.inputs, [symbolic[tensor] for tensor in tensors])
+    observer = functional_model(model.inputs, [symbolic[tensor] for tensor in tensors])
     rows = -(-ROWS // batches)
 
     @tf.function(reduce_retracing=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from tfqat.calibration.histogram import BINS, MANTISSA_BITS, SHIFT, Histogram
-from tfqat.errors import DataError
+from tfqat.calibration.memory import LEAST, OUT_OF_MEMORY, fitting, halved
+from tfqat.errors import DataError, OutOfMemoryError
+from tfqat.models.depth import functional_model
 from tfqat.quantize.quantizers import quantizers
 
 INFINITY = 255 << 23
@@ -27,12 +28,16 @@ MOST = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What was seen, by all workers together: a histogram for each tensor, the number of batches and of examples."""
+    """What was seen, by all workers together: a histogram for each tensor, the number of batches and of examples.
+
+    `at_once` is how many examples were computed at once where a batch did not fit into memory, else None.
+    """
 
     histograms: Mapping[str, Histogram]
     batches: int
     examples: int
     workers: int
+    at_once: int | None = None
 
 
 def observe(model: Any, tensors: Mapping[str, Any], batches: Iterable[Any]) -> Observation:
@@ -48,33 +53,37 @@ def observe(model: Any, tensors: Mapping[str, Any], batches: Iterable[Any]) -> O
 
     Raises:
         DataError: NaN or Inf in a tensor: names the tensor and the batch. More than MOST values of a tensor in a batch.
+        OutOfMemoryError: LEAST examples do not fit into memory, or a batch that cannot be split.
     """
     names = list(tensors)
     strategy = tf.distribute.get_strategy()
     replicas = _replicas_here(strategy)
-    counter = _Counter(strategy, tf_keras.Model(model.inputs, [tensors[name] for name in names]))
+    counter = _Counter(strategy, functional_model(model.inputs, [tensors[name] for name in names]))
     fixed = any(given.shape[0] is not None for given in model.inputs)
+    splitter = _Splitter(model, counter, replicas, fixed=fixed, alone=strategy.num_replicas_in_sync == 1)
     number, examples = 0, 0
     failed: Exception | None = None
     try:
         for batch in batches:
             values = _in_order(model, batch)
-            _check(names, number, *counter.count(_parts(values, replicas, fixed)))
+            for largest, sizes in splitter.count(values, number):
+                _check(names, number, largest, sizes)
             number += 1
             examples += int(values[0].shape[0])
     except Exception as error:  # raised below: all workers meet before, for without this one the others would wait for ever
         failed = error
-    counts, largest, (seen, total, failures) = counter.merged([number, examples, int(failed is not None)])
+    counts, bits, (seen, total, failures) = counter.merged([number, examples, int(failed is not None)])
     if failed is not None:
         raise failed
     if failures:
         raise DataError(f"calibration stopped on {failures} of the other workers: its own message says why")
-    maxima = largest.view(np.float32).tolist()
+    maxima = bits.view(np.float32).tolist()
     return Observation(
         histograms={name: Histogram(counts=row[:BINS], largest=value) for name, row, value in zip(names, counts, maxima, strict=True)},
         batches=seen,
         examples=total,
         workers=strategy.num_replicas_in_sync // replicas,
+        at_once=splitter.at_once,
     )
 
 
@@ -93,15 +102,15 @@ def _in_order(model: Any, batch: Any) -> Values:
 def _parts(batch: Values, replicas: int, fixed: bool) -> Parts:
     """A batch split evenly between the replicas; where it does not divide, the last parts are filled up.
 
-    A part has at least two examples: TensorFlow's CPU kernels compute one alone in another order of sums (2.21), and the ranges would
-    depend on how the data was batched. A model of a fixed batch size gets the batch whole, on the first replica.
+    A part has at least LEAST examples, or the ranges would depend on how the data was batched. A model of a fixed batch size gets the batch
+    whole, on the first replica.
     """
     examples = int(batch[0].shape[0])
     if examples == 0:  # of a worker whose part of a small batch is empty; layers such as Reshape cannot take that
         batch = [tf.zeros([2, *value.shape[1:]], value.dtype) for value in batch]
     if fixed or examples == 0:
         return [(batch, examples)] + [(batch, 0)] * (replicas - 1)
-    rows = max(2, -(-examples // replicas))
+    rows = max(LEAST, -(-examples // replicas))
     if replicas == 1 and rows == examples:
         return [(batch, examples)]
     parts: Parts = []
@@ -110,6 +119,46 @@ def _parts(batch: Values, replicas: int, fixed: bool) -> Parts:
         picked[picked >= examples] = 0
         parts.append(([tf.gather(value, picked) for value in batch], min(max(examples - start, 0), rows)))
     return parts
+
+
+class _Splitter:
+    """Counts batches whole, or in parts where one does not fit into memory; then also the batches after it."""
+
+    def __init__(self, model: Any, counter: _Counter, replicas: int, *, fixed: bool, alone: bool) -> None:
+        self._model, self._counter, self._replicas, self._fixed = model, counter, replicas, fixed
+        self._may_split = alone and not fixed  # of several replicas the others may have counted their part already
+        self.at_once: int | None = None
+
+    def count(self, values: Values, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What `_Counter.count` gives for each part of a batch."""
+        examples, start = int(values[0].shape[0]), 0
+        rows = self._rows(examples)
+        while start < examples or start == 0:
+            part = values if rows >= examples else [value[start : start + rows] for value in values]
+            try:
+                yield self._counter.count(_parts(part, self._replicas, self._fixed))
+            except OUT_OF_MEMORY as error:
+                if not self._may_split or rows <= LEAST:
+                    raise OutOfMemoryError(self._problem(number, min(rows, examples), error)) from error
+                self.at_once = rows = halved(rows)
+                continue
+            start += max(rows, 1)
+
+    def _rows(self, examples: int) -> int:
+        if not self._may_split:
+            return examples
+        rows = fitting(self._model, examples) if self.at_once is None else min(examples, self.at_once)
+        self.at_once = rows if rows < examples else self.at_once
+        return rows
+
+    def _problem(self, number: int, examples: int, error: BaseException) -> str:
+        reason = str(error).splitlines()[0] if str(error) else "MemoryError"
+        advice = "calibrate on a machine or a device with more memory, or with smaller inputs"
+        if self._fixed:
+            advice = "build the model with a free or a smaller batch size"
+        elif not self._may_split:
+            advice = "give smaller batches"
+        return f"calibration batch {number}: {examples} examples do not fit into memory ({reason[:200]}): {advice}"
 
 
 class _Counter:
@@ -163,18 +212,22 @@ class _Counter:
         with quantizers(on=False):
             observed = tf.nest.flatten(self._observer(part, training=False))
         rows, unweighted = tf.shape(part[0], tf.int64)[0], tf.constant([], tf.int32)
-        largest, sizes = [], []
-        for value, counts in zip(observed, self._counts, strict=True):
+        largest, sizes, added = [], [], []
+        for value in observed:
             flat = tf.cast(value, tf.float32)
             if not all_count:  # no copy: a slice that begins at 0 shares its memory
                 flat = tf.reshape(flat, [-1])[: tf.size(flat, tf.int64) * used // tf.maximum(rows, 1)]
             bits = tf.bitcast(tf.abs(flat), tf.int32)
             found = tf.raw_ops.Bincount(arr=tf.bitwise.right_shift(bits, SHIFT), size=BINS_OF_ALL, weights=unweighted)
-            counts.assign_add(tf.cast(found, tf.int64), read_value=False)
+            added.append(tf.cast(found, tf.int64))
             # Bits of floats that are not negative order as the floats do, and those of NaN lie above: the largest is exact and keeps NaN.
             largest.append(tf.reduce_max(bits))
             sizes.append(tf.size(flat, tf.int64))
-        self._largest.assign(tf.maximum(self._largest, [largest]))
+        # Nothing is added before all is counted: a step that runs out of memory adds nothing, and can be done again in parts.
+        with tf.control_dependencies([*added, *largest]):
+            for counts, found in zip(self._counts, added, strict=True):
+                counts.assign_add(found, read_value=False)
+            self._largest.assign(tf.maximum(self._largest, [largest]))
         return self._largest.read_value(), tf.stack(sizes)
 
 

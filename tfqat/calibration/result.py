@@ -41,11 +41,15 @@ class PointCalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The ranges of all points of a model, by QPoint id."""
+    """The ranges of all points of a model, by QPoint id.
+
+    `at_once` is how many examples of a batch were computed at once where a whole one did not fit into memory: the ranges are the same.
+    """
 
     points: Mapping[str, PointCalibration]
     batches: int
     examples: int
+    at_once: int | None = None
 
     @property
     def dead_channels(self) -> dict[str, int]:
@@ -55,10 +59,11 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """A JSON object; `from_dict` reads it."""
         points = {name: point.to_dict() for name, point in self.points.items()}
-        return {"batches": self.batches, "examples": self.examples, "points": points}
+        split = {} if self.at_once is None else {"at_once": self.at_once}
+        return {"batches": self.batches, "examples": self.examples, **split, "points": points}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Calibration:
         """The inverse of `to_dict`."""
         points = {name: PointCalibration.from_dict(point) for name, point in data["points"].items()}
-        return cls(points=points, batches=data["batches"], examples=data["examples"])
+        return cls(points=points, batches=data["batches"], examples=data["examples"], at_once=data.get("at_once"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +83,14 @@ def build_engines(
     if folders:
         raise EngineError(f"an engine cannot be written to {folders[0]}: it is a folder")
     try:
-        with files.folder_for(out.parent), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            places = [_Place(target=target, plan=Path(folder, path.name), path=path) for target, path in zip(targets, paths, strict=True)]
+        with files.folder_for(out.parent), files.staging(out.parent) as folder:
+            places = [_Place(target=target, plan=folder / path.name, path=path) for target, path in zip(targets, paths, strict=True)]
             report = _report(backend, graph, profile, places, options, gpu)
-            _put_in_place(places, options.timing_cache)
-    except (OSError, RunDirectoryError) as error:
-        raise EngineError(f"an engine cannot be written to {out.parent}: {error}") from error
+            _put_in_place(places, options.timing_cache, folder)
+    except OSError as error:
+        raise EngineError(f"an engine cannot be written: {files.unwritable(out, error)}") from error
+    except RunDirectoryError as error:
+        raise EngineError(f"an engine cannot be written: {error}") from error
     return report
 
 
@@ -168,10 +169,11 @@ def _job(backend: Backend, graph: SourceGraph, profile: Profile, place: _Place, 
     )
 
 
-def _put_in_place(places: Sequence[_Place], timing_cache: Path | None) -> None:
+def _put_in_place(places: Sequence[_Place], timing_cache: Path | None, folder: Path) -> None:
+    """All engines with their metadata, or what was there before; two builds for one path do not mix theirs."""
     for place in places:
         if timing_cache is not None:
             files.write_bytes(timing_cache, timings_path(place.plan).read_bytes())
-    for place in places:
-        metadata_path(place.plan).replace(metadata_path(place.path))
-        place.plan.replace(place.path)
+    moved = [pair for place in places for pair in ((metadata_path(place.plan), metadata_path(place.path)), (place.plan, place.path))]
+    with files.one_at_a_time(folder.parent):
+        files.put_in_place(moved, folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from tfqat.engines.metadata import metadata_path, read_metadata
 from tfqat.engines.options import DEFAULT_BATCH
 from tfqat.engines.tensors import Tensor, graph_tensors
 from tfqat.engines.triton_config import Kind, config_text, interface_text
-from tfqat.errors import EngineError, RunDirectoryError
+from tfqat.errors import EngineError
 from tfqat.form import Form
 
 CONFIG = "config.pbtxt"
@@ -95,11 +94,10 @@ def export_triton(
     interface = interface_text(called, source.platform, batch, source.inputs, source.outputs)
     config = config_text(interface, batch, kind or source.kind, instances, max_queue_delay_us)
     directory = Path(repository) / called
-    kept = _kept_config(directory, interface)
     try:
-        path = _written(source, directory, config if kept is None else None)
+        path, kept = _written(source, directory, interface, config)
     except OSError as error:
-        raise RunDirectoryError(f"the model cannot be written to {directory}: {error.strerror or error}") from error
+        raise files.unwritable(directory, error) from error
     return TritonModel(
         name=called,
         version=int(path.parent.name),
@@ -210,24 +208,31 @@ def _plain(text: str) -> str:
     return "".join(re.sub(r"#.*", "", text).split())
 
 
-def _written(source: _Source, directory: Path, config: str | None) -> Path:
-    """The model file in the next version's folder, which appears whole; then nothing else is left of a failure."""
-    with files.folder_for(directory), tempfile.TemporaryDirectory(dir=directory, prefix=files.TEMPORARY) as staging:
-        folder = Path(staging) / "version"
+def _written(source: _Source, directory: Path, interface: str, config: str) -> tuple[Path, str | None]:
+    """The model file in the next version's folder, which appears whole, and the configuration that was there before, which stays.
+
+    Nothing else is left of a failure. Of two processes that write the first version at once, one writes the configuration, and the other
+    finds it.
+    """
+    _kept_config(directory, interface)  # another model is refused before anything is copied
+    with files.folder_for(directory), files.staging(directory) as staging:
+        folder = staging / "version"
         folder.mkdir()
         name = "model.onnx" if source.platform == "onnxruntime_onnx" else "model.plan"
         shutil.copyfile(source.path, folder / name)
         for beside in source.beside:
             (folder / beside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path.parent / beside, folder / beside)
-        if config is not None:
-            files.write_text(directory / CONFIG, config)
-        try:
-            return _placed(folder, directory) / name
-        except OSError:
-            if config is not None:
-                (directory / CONFIG).unlink(missing_ok=True)
-            raise
+        with files.one_at_a_time(directory):
+            kept = _kept_config(directory, interface)
+            if kept is None:
+                files.write_text(directory / CONFIG, config)
+            try:
+                return _placed(folder, directory) / name, kept
+            except OSError:
+                if kept is None:
+                    (directory / CONFIG).unlink(missing_ok=True)
+                raise
 
 
 def _placed(folder: Path, directory: Path) -> Path:

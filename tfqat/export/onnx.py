@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from tfqat import __version__, files
 from tfqat.errors import ExportError, RunDirectoryError
@@ -170,35 +170,53 @@ def _write(model: ir.Model, path: Path, metadata: Mapping[str, str], *, opset: i
     # Shapes of inner values can be inferred again from the rest; in a small network they are 5% of the file.
     del proto.graph.value_info[:]
     data = proto.SerializeToString()
-    files.write_bytes(path, data)
+    _write_alone(path, data)
     return len(data)
 
 
 def _write_with_data(model: ir.Model, path: Path) -> int:
     """Write the graph and, beside it, the file of its constants; both are in place, or what was there before."""
-    data = path.with_name(f"{path.name}.data")
+    data = _data_file(path)
     if path.is_dir() or data.is_dir():
         raise RunDirectoryError(f"cannot write {path}: {path if path.is_dir() else data} is a folder; choose another name")
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            written = Path(folder, path.name)
+        with files.staging(path.parent) as folder:
+            written = folder / path.name
             ir.save(model, written, external_data=data.name, size_threshold_bytes=1024)
             _check(str(written))
-            size = written.stat().st_size + written.with_name(data.name).stat().st_size
-            before = Path(folder, "before")
-            if data.exists():
-                data.replace(before)
-            try:
-                written.with_name(data.name).replace(data)  # first: a graph without its data cannot be read
-                written.replace(path)
-            except OSError:
-                data.unlink(missing_ok=True)
-                if before.exists():
-                    before.replace(data)
-                raise
+            size = written.stat().st_size + (folder / data.name).stat().st_size
+            with files.one_at_a_time(path.parent):
+                # The data first: a graph without its data cannot be read.
+                files.put_in_place([(folder / data.name, data), (written, path)], folder)
     except OSError as error:
-        raise RunDirectoryError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+        raise files.unwritable(path, error) from error
     return size
+
+
+def _write_alone(path: Path, content: bytes) -> None:
+    """Write a graph that holds its constants; the file with those of the graph that was there before goes with it."""
+    with files.one_at_a_time(path.parent):
+        stale = _reads_data_file(path)
+        files.write_bytes(path, content)
+        if stale:
+            _data_file(path).unlink(missing_ok=True)
+
+
+def _reads_data_file(path: Path) -> bool:
+    """Whether a graph is there whose constants are in its data file."""
+    data = _data_file(path)
+    if not (path.is_file() and data.is_file()):
+        return False
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (OSError, DecodeError):
+        return False
+    return any(entry.key == "location" and entry.value == data.name for one in graph.initializer for entry in one.external_data)
+
+
+def _data_file(path: Path) -> Path:
+    """Where the constants of a graph are that has them in a file of their own."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _check(model: onnx.ModelProto | str) -> None:

@@ -20,6 +20,7 @@ import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from tfqat.errors import ModelError
+from tfqat.models.depth import functional_model
 from tfqat.models.dtypes import float32_policy, is_mixed, without_mixed
 from tfqat.models.nested import Names, calls, check_functional, key, made_again
 from tfqat.models.operations import layer_for, written_out
@@ -96,7 +97,7 @@ class _Canonicalizer:
             inputs = {key(tensor): _input_like(tensor) for tensor in source.inputs}
             outputs = self._expand(source, "", list(inputs.values()), None)
         nested_inputs = tf.nest.map_structure(lambda tensor: inputs[key(tensor)], source._nested_inputs)
-        model = tf_keras.Model(nested_inputs, outputs, name=source.name)
+        model = functional_model(nested_inputs, outputs, name=source.name)
         origins = {layer.name: self._origins[layer.name] for layer in model.layers if layer.weights}
         _copy_weights(model, origins)
         return Canonical(model=model, origins=origins)

@@ -18,6 +18,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfqat.errors import ModelError
+from tfqat.models.depth import deep_models, functional_model
 from tfqat.models.dtypes import float32_policy
 from tfqat.models.nested import calls as calls_in_order
 from tfqat.models.nested import made_again
@@ -178,14 +179,15 @@ def rebuild(
     inputs, outputs = tf.nest.map_structure(lambda tensor: made[calls.reference(tensor)], (model._nested_inputs, model._nested_outputs))
     if extra_inputs:
         inputs = [*tf.nest.flatten(inputs), *extra_inputs]
-    return _of_class(model, inputs, outputs) if keep_class else tf_keras.Model(inputs, outputs, name=model.name)
+    return _of_class(model, inputs, outputs) if keep_class else functional_model(inputs, outputs, name=model.name)
 
 
 def _of_class(model: Any, inputs: Any, outputs: Any) -> Any:
     """A functional model of the class of another one."""
     kind = tf_keras.Model if type(model).__name__ in ("Functional", "Sequential") else type(model)
     try:
-        return kind(inputs, outputs, name=model.name)
+        with deep_models():
+            return kind(inputs, outputs, name=model.name)
     except TypeError as error:
         raise ModelError(
             f"model {model.name!r} is of class {kind.__name__}, which cannot be made as {kind.__name__}(inputs, outputs, name=...): "

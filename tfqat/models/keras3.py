@@ -19,6 +19,7 @@ import tf_keras
 
 from tfqat.errors import ModelError
 from tfqat.models import keras3_config, keras3_graph, keras3_ops
+from tfqat.models.depth import functional_model
 from tfqat.models.dtypes import float32_policy
 from tfqat.models.keras3_calls import replaced
 from tfqat.models.keras3_graph import Call
@@ -59,7 +60,7 @@ def convert(model: Any) -> Converted:
     outputs = conversion.run(function, inputs, prefix="", training=None)
     tree = import_module("keras").tree
     structured = (tree.pack_sequence_as(function._inputs_struct, inputs), tree.pack_sequence_as(function._outputs_struct, outputs))
-    return Converted(model=tf_keras.Model(*structured, name=legal_name(model.name)), origins=conversion.origins)
+    return Converted(model=functional_model(*structured, name=legal_name(model.name)), origins=conversion.origins)
 
 
 def load_file(path: Path, custom_objects: Mapping[str, Any] | None = None, *, unsafe: bool = False) -> Any:

@@ -16,6 +16,7 @@ from tf_keras.src.saving.serialization_lib import SafeModeScope
 from tfqat.errors import ModelError, TfqatError
 from tfqat.models import activations, containers, graph, keras3, keras3_layers, layers
 from tfqat.models.canonical import Canonical, canonicalize, is_canonical
+from tfqat.models.depth import deep_models
 from tfqat.models.trust import lambda_refused
 from tfqat.recipe.references import exists, load_reference
 
@@ -25,6 +26,7 @@ CUSTOM_OBJECTS: Mapping[str, Any] = {**activations.CUSTOM_OBJECTS, **keras3_laye
 _HDF5 = (".h5", ".hdf5")
 
 
+@deep_models()
 def load_model(source: Any, custom_objects: Mapping[str, Any] | None = None, *, unsafe: bool = False, base: Path | None = None) -> Any:
     """The canonical model of `source`: a flat functional tf_keras.Model whose operations are layers.
 

@@ -8,9 +8,9 @@ from functools import cache, cached_property
 from typing import Any
 
 import tensorflow as tf
-import tf_keras
 
 from tfqat.models import graph as model_graph
+from tfqat.models.depth import functional_model
 from tfqat.models.graph import ModelGraph, Node, TensorRef
 
 Values = Mapping[TensorRef, tf.Tensor]
@@ -123,7 +123,7 @@ def piece(graph: ModelGraph, tensors: Mapping[TensorRef, Any], nodes: Sequence[s
     reads = tuple(dict.fromkeys(ref for name in nodes for ref in graph.node(name).inputs if ref.layer not in inside))
     outside = [ref for ref in made if ref in graph.outputs or any(reader.name not in inside for reader, _ in graph.consumers(ref))]
     writes = tuple(sorted(outside, key=lambda ref: (nodes.index(ref.layer), ref.index)))
-    model = tf_keras.Model([tensors[ref] for ref in reads], [tensors[ref] for ref in writes])
+    model = functional_model([tensors[ref] for ref in reads], [tensors[ref] for ref in writes])
 
     def compute(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return tf.nest.flatten(model(list(values), training=False))

@@ -12,6 +12,7 @@ import tf_keras
 
 from tfqat import numerics
 from tfqat.models import graph as model_graph
+from tfqat.models.depth import functional_model
 from tfqat.models.graph import TensorRef
 from tfqat.quantize import state
 
@@ -71,7 +72,7 @@ class Codes:
 
     @classmethod
     def _reading(cls, model: Any, tensors: Mapping[str, Any], handles: Mapping[str, state.Handle], compiled: bool) -> Codes:
-        reading = tf_keras.Model(model.inputs, [*tensors.values(), *model.outputs])
+        reading = functional_model(model.inputs, [*tensors.values(), *model.outputs])
 
         def run(inputs: Any) -> Any:
             return reading(inputs, training=False)

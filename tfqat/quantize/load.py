@@ -8,7 +8,7 @@ from typing import Any
 
 from tfqat.models import load
 from tfqat.quantize.configs import InputQuantizeConfig, WeightedQuantizeConfig
-from tfqat.quantize.quantizers import PACKAGE, ActivationQuantizer, TensorQuantizer
+from tfqat.quantize.quantizers import PACKAGE, ActivationQuantizer, TensorQuantizer, quantizers
 from tfqat.quantize.wrapper import QuantizeWrapper
 
 _CLASSES: tuple[type, ...] = (ActivationQuantizer, InputQuantizeConfig, QuantizeWrapper, TensorQuantizer, WeightedQuantizeConfig)
@@ -36,4 +36,5 @@ def load_model(source: Any, custom_objects: Mapping[str, Any] | None = None, *, 
     Raises:
         ModelError: the file is missing or corrupt, or the model is subclassed or computes in another type than float32.
     """
-    return load.load_model(source, {**CUSTOM_OBJECTS, **(custom_objects or {})}, unsafe=unsafe, base=base)
+    with quantizers(on=False):  # Keras calls each layer to learn shapes only, and a layer that quantizes takes four times as long to trace
+        return load.load_model(source, {**CUSTOM_OBJECTS, **(custom_objects or {})}, unsafe=unsafe, base=base)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tfqat.errors import RunDirectoryError
+from tfqat import files
 from tfqat.report import figures, formats, sections, sensitivity_figures, sensitivity_text
 from tfqat.report.collect import collect
 from tfqat.report.histogram_figure import histogram
@@ -30,15 +29,7 @@ def write_report(run_directory: Path) -> Path:
         RunDirectoryError: `metrics.json` or `placement.json` is missing, a file is corrupt, or the page cannot be written.
     """
     path = Path(run_directory) / FILE_NAME
-    page = render(collect(run_directory))
-    temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise RunDirectoryError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_text(path, render(collect(run_directory)))
     return path
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from tfqat import files
 from tfqat.errors import ProjectError
 
 
@@ -35,14 +37,23 @@ def write_new(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...]:
     check_new(folder, contents)
     written: list[Path] = []
     try:
-        for name, content in contents.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as stream:  # exclusive: what came into being meanwhile is not overwritten either
+        with contextlib.ExitStack() as folders:
+            for name, content in contents.items():
+                path = folder / name
+                folders.enter_context(files.folder_for(path.parent))
+                with path.open("xb") as stream:  # exclusive: what came into being meanwhile is not overwritten either
+                    folders.enter_context(_removed_on_error(path))
+                    stream.write(content)
                 written.append(path)
-                stream.write(content)
     except OSError as error:
-        for path in written:
-            path.unlink(missing_ok=True)
         raise ProjectError(f"cannot write {folder / name}: {error.strerror or error}; choose another folder with -o") from error
     return tuple(written)
+
+
+@contextlib.contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

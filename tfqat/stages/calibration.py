@@ -45,6 +45,8 @@ def calibrate_model(run: Run) -> tuple[Any, Calibration]:
     qmodel = quantize_model(run.inputs.model, run.inputs.placement)
     with run.stage("calibrate", f"Calibrate {settings.batches} batches", settings.batches) as advance:
         calibration = calibrated(run, qmodel, advance)
+    if calibration.at_once is not None:
+        run.warn(f"a batch of calibration data does not fit into memory: computed {calibration.at_once} examples at once, same ranges")
     if settings.search:
         calibration = _best_of(run, qmodel, calibration)
     _write(run, calibration)

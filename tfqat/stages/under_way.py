@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tfqat import files
+from tfqat.calibration.memory import OUT_OF_MEMORY
 from tfqat.datasets import Data, reading
-from tfqat.errors import RunDirectoryError, TfqatError, WorkerError, add_note
+from tfqat.errors import OutOfMemoryError, RunDirectoryError, TfqatError, WorkerError, add_note
 from tfqat.inputs import Inputs, Origin, custom_objects
 from tfqat.progress import Advance, Progress
 from tfqat.quantize.load import load_model
@@ -34,6 +35,34 @@ FOR_RESUME = (STATE, CHECKPOINT, CONTROL_CHECKPOINT, EQUALIZED, CALIBRATED, CALI
 def _digest(state: Mapping[str, Any]) -> str:
     """The checksum of what `state.json` holds, however it is written."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def out_of_memory(stage: Callable[[], str]) -> Iterator[None]:
+    """Raises what says what to do, where the memory of the machine or of its GPU does not suffice.
+
+    Raises:
+        OutOfMemoryError: TensorFlow or Python raised within the block that memory is short; names the stage.
+    """
+    try:
+        yield
+    except OUT_OF_MEMORY as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise OutOfMemoryError(
+            f"stage {stage()} does not fit into memory ({reason}): let the functions of `data` give smaller batches, or set a smaller "
+            "training.batch_size"
+        ) from error
+
+
+def keep(directory: RunDirectory, error: BaseException, *, stage: str) -> None:
+    """Mark the run in a directory as incomplete, and have the error that ended it say where it lies."""
+    with contextlib.suppress(RunDirectoryError):  # a full disk is the error already
+        directory.mark("incomplete", stage=stage)
+    add_note(
+        error,
+        f"what the run had made is kept in {directory.path}, whose manifest.json says `incomplete`; "
+        f"`--resume {directory.path}` goes on from there",
+    )
 
 
 @dataclass
@@ -150,10 +179,4 @@ class Run:
         if is_about_input and not self.resumed and not (self.directory / "calibration.json").exists():
             self.directory.discard()
             return
-        with contextlib.suppress(RunDirectoryError):  # a full disk is the error already
-            self.directory.mark("incomplete", stage=self.stage_name)
-        add_note(
-            error,
-            f"what the run had made is kept in {self.directory.path}, whose manifest.json says `incomplete`; "
-            f"`--resume {self.directory.path}` goes on from there",
-        )
+        keep(self.directory, error, stage=self.stage_name)

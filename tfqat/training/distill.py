@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfqat.errors import TrainingError, nearest
+from tfqat.models.depth import functional_model
 from tfqat.quantize.quantizers import quantizers
 from tfqat.recipe.modifiers import Distill
 from tfqat.training.replicas import mean_over_replicas
@@ -99,7 +100,7 @@ def _with_features(model: Any, features: Sequence[str], whose: str) -> Any:
     missing = [name for name in features if name not in known]
     if missing:
         raise TrainingError(f"qat.distill.features: {whose} has no layer {missing[0]!r}{nearest(missing[0], known)}")
-    return tf_keras.Model(model.inputs, [*model.outputs, *(model.get_layer(name).output for name in features)])
+    return functional_model(model.inputs, [*model.outputs, *(model.get_layer(name).output for name in features)])
 
 
 def _losses(loss: Any, names: Sequence[str]) -> list[Any]:

@@ -441,7 +441,7 @@ def test_failed_write_keeps_the_old_report_and_names_the_file(minimal_run, monke
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(RunDirectoryError, match=r"report\.html cannot be written: no space left"):
+    with pytest.raises(RunDirectoryError, match=r"cannot write .*report\.html: no space left"):
         write_report(minimal_run)
     assert path.read_text() == "old"
     assert {entry.name for entry in minimal_run.iterdir()} == {"metrics.json", "placement.json", "report.html"}
