@@ -17,6 +17,7 @@ from tfqat.export import edit, naming, passes, tf2onnx_adapter
 from tfqat.export import form as forms
 from tfqat.export.float_parts import float_weights, in_float16
 from tfqat.export.fold import BatchNormResult, Codes, fold_batch_norms
+from tfqat.export.large import put_back, with_large_weights_apart
 from tfqat.export.plain import plain
 from tfqat.export.unsigned import saturating_products, unsigned_codes
 from tfqat.export.weights import WeightInput, quantize_weights
@@ -134,7 +135,10 @@ def _bring_into_form(graph: ir.Graph, weights: Sequence[WeightInput], form: Form
 
 def export_float_onnx(model: Any, path: str | Path, *, opset: int = 17) -> int:
     """Write a float model as tf2onnx converts it, for comparison; returns the size in bytes."""
-    return _write(tf2onnx_adapter.convert(model, opset=opset), Path(path), {}, opset=opset)
+    model, apart = with_large_weights_apart(model)
+    converted = tf2onnx_adapter.convert(model, opset=opset)
+    put_back(converted.graph, apart)
+    return _write(converted, Path(path), {}, opset=opset)
 
 
 def _weight_input(point: QPoint, input_name: str, codes: Mapping[str, Codes]) -> WeightInput:

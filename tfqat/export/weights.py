@@ -52,7 +52,7 @@ def quantize_weights(graph: ir.Graph, weights: Iterable[WeightInput]) -> None:
             )
         dequantized: dict[tuple[object, ...], ir.Value] = {}
         between: list[ir.Node] = []
-        for number, (layout, (operation, position)) in enumerate(_ways_to_operations(weight, source), start=1):
+        for number, (layout, (operation, position)) in enumerate(ways_to_operations(weight.layer, source), start=1):
             operand = _operand(graph, weight, layout, operation, dequantized)
             operation.replace_input_with(position, operand)
             operation.name, operation.meta[SETTLED] = weight.layer if number == 1 else f"{weight.layer}{CALL}{number}", True
@@ -65,7 +65,7 @@ def _operand(
     graph: ir.Graph, weight: WeightInput, layout: list[ir.Node], operation: ir.Node, dequantized: dict[tuple[object, ...], ir.Value]
 ) -> ir.Value:
     """The dequantized weight as an operation reads it; operations that read it in one layout share it."""
-    codes = _through(layout, weight.codes)
+    codes = through(layout, weight.codes)
     axis, channels = _channel_axis(weight, layout)
     scale = weight.scale.reshape(-1)[channels] if axis is not None else weight.scale
     key = (axis, codes.shape, codes.tobytes(), scale.tobytes())
@@ -75,7 +75,7 @@ def _operand(
     return dequantized[key]
 
 
-def _ways_to_operations(weight: WeightInput, source: ir.Value) -> list[tuple[list[ir.Node], tuple[ir.Node, int]]]:
+def ways_to_operations(layer: str, source: ir.Value) -> list[tuple[list[ir.Node], tuple[ir.Node, int]]]:
     """For each operation that reads the weight: the nodes that only change its layout, and the operation with the operand's position.
 
     In the order of the graph, so that what stands before the first operation stands before the others.
@@ -91,16 +91,16 @@ def _ways_to_operations(weight: WeightInput, source: ir.Value) -> list[tuple[lis
                 open_ends.append(([*layout, node], node.outputs[0]))
             else:
                 raise ExportError(
-                    f"layer {weight.layer!r}: its weight goes into {node.op_type} in the ONNX graph, which no rule brings into INT8; "
+                    f"layer {layer!r}: its weight goes into {node.op_type} in the ONNX graph, which no rule brings into INT8; "
                     "leave the layer float (quantization.skip)"
                 )
     if not found:
-        raise ExportError(f"layer {weight.layer!r}: no operation of the ONNX graph reads its weight {weight.weight!r}")
+        raise ExportError(f"layer {layer!r}: no operation of the ONNX graph reads its weight")
     order = {node: number for number, node in enumerate(source.graph or ())}
     return sorted(found, key=lambda way: order[way[1][0]])
 
 
-def _through(layout: Iterable[ir.Node], array: np.ndarray) -> np.ndarray:
+def through(layout: Iterable[ir.Node], array: np.ndarray) -> np.ndarray:
     """What the layout nodes make of an array."""
     for node in layout:
         array = _LAYOUT_OPS[node.op_type](node, array)
@@ -113,7 +113,7 @@ def _channel_axis(weight: WeightInput, layout: Iterable[ir.Node]) -> tuple[int |
         return None, np.zeros(0, np.int64)
     shape = [size if axis in weight.axes else 1 for axis, size in enumerate(weight.codes.shape)]
     numbers = np.arange(weight.scale.size).reshape(shape)
-    channels = _through(layout, np.broadcast_to(numbers, weight.codes.shape))
+    channels = through(layout, np.broadcast_to(numbers, weight.codes.shape))
     for axis in range(channels.ndim):
         along = np.moveaxis(channels, axis, 0).reshape(channels.shape[axis], -1)
         if (along == along[:, :1]).all() and channels.shape[axis] == weight.scale.size:

@@ -142,11 +142,13 @@ def _is_arithmetic(symbol: str) -> bool:
 
 
 def _refused(file: str, what: str, *, own: bool = False) -> str:
-    advice = "give the classes of custom layers as custom_objects (`model.custom_objects` in a recipe), or, " if own else ""
-    return (
-        f"model file {file} names {what}, which is no part of Keras and could do anything when the model is loaded or run: {advice}"
-        "only if you trust the file, load it with unsafe=True (--unsafe on the command line)"
-    )
+    advice = "only if you trust the file, load it with unsafe=True (--unsafe on the command line)"
+    if own:
+        advice = (
+            "rebuild a subclassed model with the functional API; give the classes of custom layers as custom_objects "
+            f"(`model.custom_objects` in a recipe), or, {advice}"
+        )
+    return f"model file {file} names {what}, which is no part of Keras and could do anything when the model is loaded or run: {advice}"
 
 
 def lambda_refused(file: str) -> str:

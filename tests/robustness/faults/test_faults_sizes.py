@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -114,14 +115,72 @@ print(json.dumps(seconds))
 @pytest.mark.parametrize("layers", [1200, 2000])
 def test_a_model_of_thousands_of_layers(layers: int, tmp_path: Any, measured: dict[str, Any]) -> None:
     """More than Python lets functions call each other, 1,000; times are of the processor."""
-    import json
-
     command = [sys.executable, "-c", DEEP, str(layers), str(tmp_path), *(["verify"] if layers < 2000 else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["layers"] >= layers - 4
     measured[f"seconds of {found['layers']} layers"] = found
+
+
+HEAVY = """
+import json, resource, sys, time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import tf_keras
+from tf_keras import layers
+
+import tfqat
+from tfqat.export.onnx import export_float_onnx
+
+width, folder, seconds = int(sys.argv[1]), Path(sys.argv[2]), {}
+
+def timed(name, call):
+    started = time.perf_counter()
+    result = call()
+    seconds[name] = round(time.perf_counter() - started, 1)
+    seconds["peak GB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+    return result
+
+def computed(path, images):
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": images})[0]
+
+x = given = tf_keras.Input((width,), name="x")
+for number in range(6):
+    x = layers.Dense(width, activation="relu" if number < 5 else None, name=f"dense{number}")(x)
+model = tf_keras.Model(given, x)
+seconds["weights GB"] = round(sum(weight.numpy().nbytes for weight in model.weights) / 1e9, 2)
+images = np.random.default_rng(0).normal(size=(8, width)).astype(np.float32)
+wanted = model(images).numpy()
+placement = timed("plan", lambda: tfqat.plan(model))
+qmodel = timed("quantize", lambda: tfqat.quantize_model(model, placement))
+timed("export float", lambda: export_float_onnx(model, folder / "float.onnx"))
+del model
+timed("calibrate", lambda: tfqat.calibrate(qmodel, [images], batches=1))
+in_keras = qmodel(images).numpy()
+report = timed("export", lambda: tfqat.export_onnx(qmodel, folder / "model.onnx", external_data=True))
+del qmodel
+assert (folder / "model.onnx.data").exists() and report.weights == 6
+for name, reference, near in (("float", wanted, 1e-5), ("model", in_keras, 0.02)):
+    timed(f"check {name}", lambda: onnx.checker.check_model(str(folder / f"{name}.onnx")))
+    found = timed(f"run {name}", lambda: computed(folder / f"{name}.onnx", images))
+    assert np.abs(found - reference).max() < near * np.abs(reference).max(), name
+print(json.dumps(seconds))
+"""
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.robustness
+def test_a_model_of_3_gb_of_weights(tmp_path: Any, measured: dict[str, Any]) -> None:
+    """More than a message of TensorFlow's and ONNX's formats holds, 2 GB; it takes 17 GB of memory."""
+    done = subprocess.run([sys.executable, "-c", HEAVY, "11200", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["weights GB"] > 3
+    measured["a model of 3 GB, seconds and memory"] = found
 
 
 def test_a_model_deeper_than_python_lets_functions_call_each_other(tmp_path: Any) -> None:
