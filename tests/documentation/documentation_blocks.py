@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-LANGUAGES = ("bash", "python", "yaml", "json", "text", "mermaid")
+LANGUAGES = ("bash", "python", "yaml", "json", "text")
 _COMMENT = re.compile(r"<!--\s*(not run|exit|given|picture):\s*(.*?)\s*-->", re.DOTALL)
 _TITLE = re.compile(r'title="([^"]+)"')
 
@@ -63,7 +63,7 @@ def blocks_of(text: str) -> list[Block]:
         else:
             found.append(block)
             behind = block if block.language in ("bash", "python") and block.title is None else None
-    return [block for block in found if block.language not in ("text", "mermaid")]
+    return [block for block in found if block.language != "text"]
 
 
 def _fences(tokens: Sequence[Token]) -> Iterator[Block | str]:

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SETTINGS = ("ptq_only=true",)
+_KEPT, _DAY = "tfqat-docs-given-", 86_400
 
 
 def given_run(folder: Path, namespace: dict[str, Any]) -> None:
@@ -42,8 +44,11 @@ def given_fashion_mnist(folder: Path, namespace: dict[str, Any]) -> None:
 
 def _kept_for_this_test_run() -> Path:
     name = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    folder = Path(tempfile.gettempdir()) / f"tfqat-docs-given-{name}"
+    folder = Path(tempfile.gettempdir()) / f"{_KEPT}{name}"
     folder.mkdir(exist_ok=True)
+    for old in folder.parent.glob(f"{_KEPT}*"):
+        if time.time() - old.stat().st_mtime > _DAY:
+            shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
