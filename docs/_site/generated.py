@@ -30,6 +30,22 @@ API_GROUPS = {
     "Parts for TFMOT": "TensorRTScheme WeightedQuantizeConfig InputQuantizeConfig TensorQuantizer ActivationQuantizer QuantizeWrapper",
 }
 
+# What a page's code is given in the tests, as its readers see it.
+GIVEN = {
+    "fashion_mnist": "`model` is the trained network of `examples/fashion_mnist`; `train`, `validation` and `calibration` are some batches of its data, "
+    "`loss` is its loss.",
+    "run": "`runs/` holds a run of `recipes/fashion_mnist.yaml`, as the quickstart makes one.",
+}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Say what a block is given, where the page has a comment for the tests."""
+
+    def told(found: re.Match[str]) -> str:
+        return "".join(f'!!! note ""\n    {GIVEN[name.strip()]}\n\n' for name in found[1].split(","))
+
+    return re.sub(r"<!-- given: ([\w, ]+) -->\n", told, markdown)
+
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """All decision records, by number."""
@@ -118,7 +134,7 @@ def _default(value: dict[str, Any]) -> str:
 def _takes(value: dict[str, Any]) -> str:
     if "$ref" in value:
         name = value["$ref"].rsplit("/", 1)[-1]
-        return f"[{name}](#{name.lower()})"
+        return f"[block](#{name.lower()})"
     for several in ("anyOf", "oneOf", "allOf"):
         if several in value:
             return " or ".join(dict.fromkeys(_takes(option) for option in value[several]))
