@@ -32,8 +32,8 @@ API_GROUPS = {
 
 # What a page's code is given in the tests, as its readers see it.
 GIVEN = {
-    "fashion_mnist": "`model` is the trained network of `examples/fashion_mnist`, `loss` its loss; `train`, `validation` and `calibration` are "
-    "some batches of its data.",
+    "fashion_mnist": "`model` is the trained network of `examples/fashion_mnist`, `loss` its loss; `train`, `validation` and "
+    "`calibration` are some batches of its data.",
     "run": "`runs/` holds a run of `recipes/fashion_mnist.yaml`, as the quickstart makes one.",
 }
 
