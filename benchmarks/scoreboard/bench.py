@@ -121,4 +121,7 @@ def outputs(path: str | Path, images: np.ndarray, *, literal: bool) -> np.ndarra
 
 
 def _few(data: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
-    return tuple(None if array is None else array[:count] for array, count in zip(data, (640, 640, 500, 500), strict=True))  # type: ignore[return-value]
+    """640 images for training and for the test; 16 of large ones."""
+    large = data[0][0].size > 10_000
+    images, labels, test, test_labels = (None if array is None else array[: 16 if large else 640] for array in data)
+    return images, labels, test, test_labels
