@@ -46,7 +46,7 @@ class Bench:
     @property
     def training_images(self) -> int:
         """How many images fine-tuning sees in an epoch."""
-        return 640 if self.quick else 12_000
+        return 640 if self.quick else 8_000
 
     def network(self, name: str) -> tuple[Network, Path]:
         """The network and the folder of its files."""

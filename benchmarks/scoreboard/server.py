@@ -82,6 +82,11 @@ class Desk:
         self.model = self.peer.finetune(self.model, np.load(images), np.load(labels), Schedule(**schedule))
         return {"seconds": time.perf_counter() - started}
 
+    def refuse_finetuning(self) -> dict[str, Any]:
+        """Have a tool that trains nothing say why."""
+        self.peer.finetune(None, None, None, Schedule(epochs=1, batch_size=1, learning_rate=0.0))
+        return {}
+
     def predict(self, images: str, out: str) -> dict[str, Any]:
         """Write the outputs of a Keras model."""
         np.save(out, self.model.predict(np.load(images), batch_size=100, verbose=0))
