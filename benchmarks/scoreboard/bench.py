@@ -83,8 +83,8 @@ class Bench:
         order = {"network": str(folder), "batches": str(network.calibration(folder, 0)), "bits": 8}
         with worker:
             for variant in worker.about["variants"]:
-                if (place.title, variant) == ("Sony MCT", "QAT") or (variant == "GPTQ" and name == "efficientnet"):
-                    continue  # the first is where its fine-tuning starts, not a result; the second takes the time of all the others
+                if variant in ("QAT", "GPTQ"):
+                    continue  # MCT's: the first is where its fine-tuning starts, not a result; the second takes the time of all the others
                 self.say(f"{name}: {place.title}, {variant}")
                 yield self._made(worker, variant, order, rounds, name)
 
@@ -93,7 +93,7 @@ class Bench:
         network, folder = self.network(name)
         path = folder / f"{worker.place.module} {variant}.onnx"
         try:
-            made["quantize"] = [worker.call("quantize", variant=variant, **order) for _ in range(1 if variant == "GPTQ" else rounds)]
+            made["quantize"] = [worker.call("quantize", variant=variant, **order) for _ in range(rounds)]
             if worker.about["is_keras"]:
                 made["outputs"] = str(path.with_suffix(".npy"))
                 worker.call("predict", images=str(network.test(folder)[0]), out=made["outputs"])
