@@ -6,16 +6,17 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 
 from benchmarks.scoreboard.peer import Cannot
 from benchmarks.scoreboard.peers import Place
 
+_ONE_AT_A_TIME = threading.Lock()
 CACHE = Path(__file__).resolve().parents[2] / ".benchmarks"
 
 
-@cache
 def python_of(place: Place) -> Path:
     """The Python that runs the tool; makes its environment if it has one and that is not there yet.
 
@@ -24,6 +25,23 @@ def python_of(place: Place) -> Path:
     """
     if not place.requirements:
         return Path(sys.executable)
+    with _ONE_AT_A_TIME:
+        found = _made_or_why_not(place)
+    if isinstance(found, Cannot):
+        raise found
+    return found
+
+
+@cache
+def _made_or_why_not(place: Place) -> Path | Cannot:
+    """What fails once is not tried again in the same run."""
+    try:
+        return _made(place)
+    except Cannot as reason:
+        return reason
+
+
+def _made(place: Place) -> Path:
     wanted = "\n".join((*place.requirements, "without dependencies:", *place.without_dependencies))
     folder = CACHE / f"{place.module}-{hashlib.sha256(wanted.encode()).hexdigest()[:10]}"
     python = folder / "bin" / "python"

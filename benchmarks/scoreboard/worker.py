@@ -51,7 +51,11 @@ class Worker:
                 cwd=ROOT,
                 text=True,
             )
-        self.about = self.call("about")
+        try:
+            self.about = self.call("about")
+        except (Cannot, Failed):
+            self.__exit__()
+            raise
 
     def call(self, order: str, **arguments: Any) -> dict[str, Any]:
         """What the tool answers.

@@ -38,7 +38,7 @@ def export(qmodel: Any, path: Path, target: str = "tensorrt") -> None:
 
 
 class _Tfqat:
-    packages = ("tfqat", "tensorflow", "tf-keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
+    packages = ("tfqat", "tensorflow", "tf-keras", "tf2onnx", "onnx", "onnxruntime", "tensorrt-rtx-cu13-libs", "scikit-image", "numpy")
     variants: Mapping[str, str] = {
         "tensorrt": "preset selective: symmetric int8, percentile 99.99, weights per channel with compensated rounding",
         "onnxruntime": "the same, exported for ONNX Runtime's integer kernels (`target: onnxruntime`)",
