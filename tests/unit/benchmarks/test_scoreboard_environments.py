@@ -32,7 +32,7 @@ def test_pips_error_is_the_reason_and_it_is_asked_once(monkeypatch: pytest.Monke
     place = Place(module="gone", title="Gone", requirements=("gone==1",), pythons=("python3.11",))
 
     for _ in range(2):
-        with pytest.raises(Cannot, match="^does not install here: ERROR: no such version$"):
+        with pytest.raises(Cannot, match=r"^does not install here: ERROR: no such version$"):
             environments.python_of(place)
 
     assert [command[1:3] for command in commands] == [["-m", "venv"], ["-m", "pip"]]
