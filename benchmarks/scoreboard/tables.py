@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 NONE = "–"
+_LONG_NAME = re.compile(r"[\w/;:.]{50,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ def label(row: dict[str, Any]) -> str:
     return f"{row['peer']}, {row['variant']}" if row.get("variant") else row["peer"]
 
 
-def short(reason: str, length: int = 150) -> str:
-    """A reason that fits into a table."""
-    reason = " ".join(reason.split())
+def short(reason: str, length: int = 200) -> str:
+    """A reason that fits into a table; names of nodes, which can be long, by their ends."""
+    reason = " ".join(_LONG_NAME.sub(lambda found: f"…{found[0][-20:]}", reason).split())
     return reason if len(reason) <= length else f"{reason[: length - 1]}…"

@@ -35,6 +35,13 @@ def test_spread_and_difference() -> None:
     assert tables.difference({"points": 0.125, "standard_error": 0.05}) == "+0.12 ± 0.05"
 
 
+def test_a_reason_is_short_and_its_names_are_cut() -> None:
+    name = "/".join(["fashion_mnist"] * 10)
+
+    assert tables.short(f"node '{name}':\n refused") == f"node '…{name[-20:]}': refused"
+    assert tables.short("a " * 300, length=10) == "a a a a a…"
+
+
 def _contest(lead: float, noise: float = 0.1, peer: str = "other") -> Contest:
     return Contest(section="Accuracy", what="8 bits", peer=peer, lead=lead, noise=noise, text="1, 2")
 
