@@ -174,19 +174,20 @@ def tables(figures: dict[str, Any]) -> Iterator[Table]:
             for kind in ("PTQ", "QAT"):
                 rows = [row for row in network["rows"] if row["kind"] == kind and (row["bits"] == bits or row["peer"] == FLOAT.title)]
                 title = f"{network['title']}: weights of {bits} bits, {'calibrated' if kind == 'PTQ' else 'fine-tuned'}"
-                yield Table(title=title, header=header, rows=[_cells(row) for row in rows], notes=_notes(rows))
+                yield Table(title=title, header=header, rows=[_cells(row, bits) for row in rows], notes=_notes(rows))
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], bits: int) -> list[str]:
     name = label(row) if row["peer"] != FLOAT.title else "float" if row["kind"] == "PTQ" else "float, trained on (control)"
     if "cannot" in row:
         return [name, "cannot", *[NONE] * 5]
     mean, deviation = mean_and_deviation(row["accuracies"])
     several = len(row["accuracies"]) > 1
+    ours = row.get("to_tfqat") if row["bits"] == bits else None  # the float row stands in the tables of both widths
     rate = f", rate {row['rate']:g}" if "rate" in row else ""
     shipped = [percent(row[key]) if isinstance(row.get(key), float) else NONE for key in ("literal", "deployed")]
     over = f"± {100 * deviation:.2f}" if several else "one seed"
-    return [f"{name}{rate}", percent(mean), over, difference(row["to_float"]), difference(row.get("to_tfqat")), *shipped]
+    return [f"{name}{rate}", percent(mean), over, difference(row["to_float"]), difference(ours), *shipped]
 
 
 def _notes(rows: list[dict[str, Any]]) -> list[str]:
