@@ -39,6 +39,9 @@ def main() -> None:
             traceback.print_exc()
             answer = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         print(json.dumps(answer), file=answers, flush=True)
+    if desk:
+        desk.folder.cleanup()
+    os._exit(0)  # without taking TensorFlow down, which now and then waits for ever for a thread of tf.data (2.21)
 
 
 class Desk:

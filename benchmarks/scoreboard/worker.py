@@ -13,6 +13,7 @@ from benchmarks.scoreboard.environments import python_of
 from benchmarks.scoreboard.peer import Cannot
 from benchmarks.scoreboard.peers import Place
 
+SECONDS_TO_END = 30
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -85,4 +86,8 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait()
+        try:
+            self.process.wait(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
