@@ -30,10 +30,10 @@ def markdown(sections: Sections, comparisons: Mapping[str, ModuleType]) -> str:
 def _measured(section: dict[str, Any]) -> str:
     machine = section["machine"]
     vnni = "with VNNI" if machine["vnni"] else "without VNNI"
-    settings = ", ".join(f"{key}: {value}" for key, value in section["settings"].items())
+    settings = "".join(f"; {key}: {value}" for key, value in section["settings"].items())
     return (
         f"Measured {section['measured']} in {section['seconds'] / 60:.0f} minutes on {machine['cpu']}, {machine['cores']} cores, {vnni}, "
-        f"load at the end {machine['load']}; Python {machine['python']}, revision {machine['revision']}; {settings}."
+        f"load at the end {machine['load']}; Python {machine['python']}, revision {machine['revision']}{settings}."
     )
 
 

@@ -50,8 +50,12 @@ def machine() -> dict[str, Any]:
 
 
 def _revision() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return done.stdout.strip() or "unknown"
+    """The commit, with a + if files differ from it other than those that this writes."""
+    root = Path(__file__).resolve().parents[2]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=root).stdout.strip()
+    own = (":!docs/benchmarks.md", ":!benchmarks/results.json")
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", *own], capture_output=True, cwd=root).returncode
+    return f"{commit or 'unknown'}{'+' if changed else ''}"
 
 
 def _rounded(value: Any) -> Any:

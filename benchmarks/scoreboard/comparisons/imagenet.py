@@ -53,14 +53,19 @@ def _cells(one: Any) -> tuple[str, str]:
 
 
 def contests(figures: list[dict[str, Any]]) -> Iterator[Contest]:
-    """The literal graph (the Keras model where there is none) by SQNR, and the deployed one; a tenth of a dB decides nothing."""
+    """By SQNR: what the tool quantized (its Keras model, else its ONNX as written), its ONNX as written, and deployed; 0.1 dB decides nothing."""
     ours = {row["variant"]: row for row in figures if row["peer"] == TFQAT.title and "refused" not in row}
-    for way, variant in (("literal", "tensorrt"), ("deployed", "onnxruntime")):
-        mine = ours.get(variant, {}).get(way)
-        for row in figures if isinstance(mine, dict) else ():
-            theirs = row.get(way) or (row.get("keras") if way == "literal" else None)
-            if row["peer"] == TFQAT.title or not isinstance(theirs, dict):
+    for way, variant in (("as quantized", "tensorrt"), ("literal", "tensorrt"), ("deployed", "onnxruntime")):
+        mine = _measures(ours.get(variant, {}), way)
+        for row in figures if mine else ():
+            theirs = _measures(row, way)
+            if row["peer"] == TFQAT.title or not theirs or (way == "literal" and "keras" not in row):
                 continue
             text = f"{mine['sqnr_db']:.1f} dB, {theirs['sqnr_db']:.1f} dB"
             lead = mine["sqnr_db"] - theirs["sqnr_db"]
             yield Contest(section=TITLE, what=f"SQNR, {way}", peer=label(row), lead=lead, noise=0.1, text=text)
+
+
+def _measures(row: dict[str, Any], way: str) -> dict[str, float]:
+    found = row.get("keras") or row.get("literal") if way == "as quantized" else row.get(way)
+    return found if isinstance(found, dict) else {}
