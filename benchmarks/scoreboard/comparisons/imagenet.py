@@ -53,7 +53,7 @@ def _cells(one: Any) -> tuple[str, str]:
 
 
 def contests(figures: list[dict[str, Any]]) -> Iterator[Contest]:
-    """By SQNR: what the tool quantized (its Keras model, else its ONNX as written), its ONNX as written, and deployed; 0.1 dB decides nothing."""
+    """By SQNR: the tool's own model (Keras, else ONNX as written), its ONNX as written, and deployed; 0.1 dB decides nothing."""
     ours = {row["variant"]: row for row in figures if row["peer"] == TFQAT.title and "refused" not in row}
     for way, variant in (("as quantized", "tensorrt"), ("literal", "tensorrt"), ("deployed", "onnxruntime")):
         mine = _measures(ours.get(variant, {}), way)
