@@ -40,14 +40,14 @@ def engines(network: Network, targets: list[str], folder: Path) -> Iterator[Figu
         kept=limit is None or share <= limit,
     )
     sources = [point.source for point in placement_of(qmodel).weights]
-    kernels = {target: _built(path, target, strict=True) for target in targets}
+    kernels = {target: built(path, target, strict=True) for target in targets}
     for target, found in kernels.items():
         yield _int8(f"{network.name}: {target}", found, sources)
     if network.name in COUNTED:
         yield from _counted(network.name, plain, images, kernels)
 
 
-def _built(path: Path, target: str, *, strict: bool) -> Any:
+def built(path: Path, target: str, *, strict: bool) -> Any:
     """The report of one engine, or what the build said."""
     try:
         return tfqat.compile_engine(
@@ -79,7 +79,7 @@ def _counted(name: str, plain: Path, images: Any, ours: dict[str, Any]) -> Itera
         path = plain.with_name(f"{name} {title}.onnx")
         static_graph(prepared, path, images, kind=QuantType.QInt8, symmetric=True, **more)
         for target, report in ours.items():
-            yield _beside(f"{name}: {target}, kernels beside {title}", report, _built(path, target, strict=False))
+            yield _beside(f"{name}: {target}, kernels beside {title}", report, built(path, target, strict=False))
 
 
 def _beside(name: str, ours: Any, theirs: Any) -> Figure:

@@ -80,18 +80,18 @@ def _steps(name: str, turns: int, *, jit: bool) -> Iterator[Figure]:
     test = {which: _test_step(model, batch) for which, model in models.items()}
     suffix = ", XLA" if jit else ""
     for kind, steps, limits in (("training step", train, STEP_LIMITS[name]), ("evaluation", test, 1.15)):
-        times = _in_turns(steps, turns)
-        tfmot = _ratios(times, "TFMOT") if "TFMOT" in times else None
+        times = in_turns(steps, turns)
+        tfmot = ratios(times, "TFMOT") if "TFMOT" in times else None
         for which in times:
-            ratios = _ratios(times, which)
-            median = statistics.median(ratios)
+            found = ratios(times, which)
+            median = statistics.median(found)
             seconds = f"{statistics.median(times[which]) * 1e3:.1f} ms"
             judged = which == "tfqat" and not jit
             beaten = not judged or kind != "training step" or tfmot is None or median <= statistics.median(tfmot)
             limit = f"<= {limits} and <= TFMOT's" if judged and kind == "training step" else f"<= {limits}" if judged else ""
             yield Figure(
                 name=f"{name}, {kind}{suffix}: {which} / float, {seconds}",
-                value=f"{median:.3f} ({_quartiles(ratios)})",
+                value=f"{median:.3f} ({_quartiles(found)})",
                 limit=limit,
                 kept=not judged or (median <= limits and beaten),
             )
@@ -161,7 +161,8 @@ def _test_step(model: Any, batch: Any) -> Callable[[], Any]:
     return lambda: float(step(iterator)["loss"])
 
 
-def _in_turns(steps: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+def in_turns(steps: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each step, one after the other in every turn; the first three turns are not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(turns + 3):
         for name, step in steps.items():
@@ -172,7 +173,8 @@ def _in_turns(steps: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, l
     return times
 
 
-def _ratios(times: Mapping[str, list[float]], which: str) -> list[float]:
+def ratios(times: Mapping[str, list[float]], which: str) -> list[float]:
+    """The times of one over those of `float`, turn by turn."""
     return [one / other for one, other in zip(times[which], times["float"], strict=True)]
 
 
