@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -162,6 +163,10 @@ def tear_down(namespace: dict[str, Any]) -> None:
             del sys.modules[name]  # another page may have a file of that name
     if place.outputs:
         write_outputs(place.page, place.outputs)
+    namespace.clear()  # models and data of all pages at once would take gigabytes
+    if "tf_keras" in sys.modules:
+        sys.modules["tf_keras"].backend.clear_session()
+    gc.collect()
     shutil.rmtree(place.folder, ignore_errors=True)
 
 
