@@ -101,8 +101,8 @@ class Explainer:
         Where each is and all together are not, the one that agrees least.
         """
         first = next((point for point in points if point.local.diverges(self.limits)), None)
-        if first is None and CodeDifference.total(point.local for point in points).equal < self.limits.equal:
-            first = min(points, key=lambda point: point.local.equal)
+        if first is None and CodeDifference.total(point.local for point in points).agreeing < self.limits.equal:
+            first = min(points, key=lambda point: point.local.agreeing)
         if first is None:
             return None
         quantize = next(node for node in self.model.graph if node.name == f"{first.id}/Q")
@@ -184,7 +184,7 @@ def _likely(pattern: Pattern, segment: OnnxSegment, weighted: tuple[str, ...], w
         "activation": f"another operation: the graph computes {ops}",
         "border": f"padding of {layers} ({ops})",
         "bias": f"bias of {layers}",
-        "scale": f"weight scale of {layers}",
+        "scale": f"weight scale of {layers}" if segment.weights or segment.constants else f"a constant factor ({ops})",
         "channels": f"scale, weight or bias of {layers} in these channels",
         "everywhere": f"another operation: the graph computes {ops}",
     }

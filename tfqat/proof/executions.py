@@ -81,9 +81,18 @@ class Codes:
 
     def __call__(self, inputs: Any) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         """A batch of inputs -> the int8 codes by point, and the outputs."""
+        codes, outputs, _ = self.with_ties(inputs, 0.0)
+        return codes, outputs
+
+    def with_ties(self, inputs: Any, tie: float) -> tuple[dict[str, np.ndarray], list[np.ndarray], dict[str, np.ndarray]]:
+        """The same, and by point which values lie at a tie: |x / scale| at most `tie` of itself away from k + 1/2; none for 0."""
         values = tf.nest.flatten(self.run(inputs))
-        codes = {}
+        codes, ties = {}, {}
         for name, value in zip(self.points, values, strict=False):
             spec = self.handles[name].point.spec
-            codes[name] = numerics.quantize(value, numerics.scale_from_amax(self.handles[name].amax, spec), spec).numpy()
-        return codes, [value.numpy() for value in values[len(self.points) :]]
+            scale = numerics.scale_from_amax(self.handles[name].amax, spec)
+            codes[name] = numerics.quantize(value, scale, spec).numpy()
+            if tie:
+                steps = tf.abs(value / tf.cast(scale, value.dtype)).numpy()
+                ties[name] = np.abs(steps - np.floor(steps) - 0.5) <= tie * steps
+        return codes, [value.numpy() for value in values[len(self.points) :]], ties

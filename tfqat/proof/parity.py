@@ -125,8 +125,8 @@ class ParityReport:
         found = [f"structure: {check.rule}: {check.detail}" for check in self.structure if not check.passed]
         limits = self.limits
         local, whole, floor, compiled = self.local, self.end_to_end, self.noise_floor, self.compiled
-        if local.equal < limits.equal or local.max_difference > LOCAL_MAX_DIFFERENCE:
-            worst = min(self.points, key=lambda point: point.local.equal)
+        if local.agreeing < limits.equal or local.max_difference > LOCAL_MAX_DIFFERENCE:
+            worst = min(self.points, key=lambda point: point.local.agreeing)
             made_by = f", made by {', '.join(map(repr, worst.layers))}" if worst.layers else ""
             found.append(
                 f"local: {local.equal:.5%} equal, largest difference {local.max_difference}; "
@@ -135,7 +135,7 @@ class ParityReport:
         if self.first_divergence is not None and self.first_divergence != self.output_divergence:
             found.append(f"first divergence: {self.first_divergence}")
         for point in self.points:
-            if point.local.different > max(LOCAL_POINT_TIES, (1 - limits.point_equal) * point.local.codes):
+            if point.local.unexplained > max(LOCAL_POINT_TIES, (1 - limits.point_equal) * point.local.codes):
                 found.append(f"local: {point.local.equal:.5%} of the codes of {point.id!r} are equal, expected {limits.point_equal:.1%}")
         if not self.local_output_difference <= limits.output_difference:
             found.append(

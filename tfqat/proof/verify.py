@@ -120,17 +120,17 @@ class _Comparison:
         """Compare one batch; returns its number of examples."""
         given = [inputs[name] for name in self._input_names] if isinstance(inputs, Mapping) else tf.nest.flatten(inputs)
         arrays = [np.asarray(value) for value in given]
-        codes, outputs = self._keras(inputs)
+        codes, outputs, ties = self._keras.with_ties(inputs, LIMITS[self._form.remainder].tie)
         fed = self._form.feed(dict(zip(self._input_names, arrays, strict=True)))
         onnx_outputs, whole = self._whole(fed)
         _check_shapes(self._keras_outputs, outputs, onnx_outputs)
         if not self._layouts:
             self._layouts = {name: layout(codes[name], whole[name]) for name in codes}
-        in_layout = {name: np.ascontiguousarray(codes[name].transpose(self._layouts[name])) for name in codes}
+        in_layout, ties = self._in_layout(codes), self._in_layout(ties)
         local_outputs, local = self._cut(fed, in_layout)
         if self._fused is not None:
             self._record("fused", local, self._fused(fed, in_layout)[1])
-        self._record("local", in_layout, local)
+        self._record("local", in_layout, local, ties)
         self.watch.see({name: kinds["local"][-1] for name, kinds in self._found.items()}, codes, local, self._layouts)
         self._record("end_to_end", in_layout, whole)
         self._add_floors(inputs, codes, outputs)
@@ -139,6 +139,10 @@ class _Comparison:
         self.watch.see_outputs(outputs, local_outputs, apart)
         self.local_output_difference = float(np.max([self.local_output_difference, *apart]))  # NaN stays
         return len(arrays[0])
+
+    def _in_layout(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays by point, with the axes as the graph has them."""
+        return {name: np.ascontiguousarray(array.transpose(self._layouts[name])) for name, array in arrays.items()}
 
     def points(self) -> tuple[PointParity, ...]:
         """The differences of every point over all batches."""
@@ -182,9 +186,11 @@ class _Comparison:
         ]
         self._noise = [max(pair) for pair in zip(apart, self._noise or apart, strict=True)]
 
-    def _record(self, kind: str, codes: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> None:
+    def _record(
+        self, kind: str, codes: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray], ties: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         for name, array in codes.items():
-            self._found[name].setdefault(kind, []).append(CodeDifference.between(array, others[name]))
+            self._found[name].setdefault(kind, []).append(CodeDifference.between(array, others[name], (ties or {}).get(name)))
 
     def _run_float64(self, inputs: Any) -> tuple[dict[str, np.ndarray], list[np.ndarray]] | None:
         """What float64 computes; None if an operation has no kernel for it, which is then left out of the noise floor."""

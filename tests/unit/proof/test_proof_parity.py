@@ -32,6 +32,22 @@ def test_between_takes_any_rank() -> None:
     assert CodeDifference.between(first, second).histogram == {0: 23, 4: 1}
 
 
+def test_ties_to_both_sides_are_no_difference() -> None:
+    ties = np.array([True, True, True, False, False, True])
+    difference = CodeDifference.between(codes(0, 5, 4, 7, 7, 2), codes(1, 4, 4, 8, 7, 4), ties)
+    assert (difference.ties_up, difference.ties_down) == (1, 1)
+    assert (difference.different, difference.unexplained) == (4, 2)  # one apart without a tie, two apart at one
+    assert difference.agreeing == pytest.approx(1 - 2 / 6)
+    assert difference.to_dict()["at_ties"] == 2
+
+
+def test_ties_to_one_side_are_another_rounding() -> None:
+    up = CodeDifference(histogram={0: 900, 1: 100}, ties_up=96, ties_down=4)
+    assert up.unexplained == 100 and up.diverges()
+    both = CodeDifference.total([up, CodeDifference(histogram={1: 4}, ties_down=4)])
+    assert (both.ties_up, both.ties_down, both.unexplained) == (96, 8, 0) and not both.diverges()
+
+
 def test_total_adds_and_sorts() -> None:
     parts = [CodeDifference(histogram={3: 1, 0: 5}), CodeDifference(histogram={0: 2, 1: 4})]
     total = CodeDifference.total(parts)
