@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,14 @@ class Bench:
     Attributes:
         seeds: of accuracy: each draws the calibration images and orders the training images.
         quick: few images, one round, no EfficientNet: to see that everything works. Its figures mean nothing.
+        gptq: measure MCT's GPTQ too.
+        keep: takes what a comparison has found so far, so that one that is cut short is not lost.
     """
 
     seeds: int
     quick: bool
+    gptq: bool = False
+    keep: Callable[[dict[str, Any]], None] = lambda found: None
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="scoreboard-")))
     made: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     tools: dict[str, dict[str, Any]] = field(default_factory=dict)
