@@ -24,13 +24,13 @@ that train; it is the same for all tools. Fine-tuning: one epoch over 8,000 imag
 hundredth of the rate. tfqat gets the rate that it derives, 0.001; every other tool, and the float control, gets the better of 0.001 and
 0.01, chosen on the test images of seed 0, to their advantage. Accuracy is that of the tool's own Keras model, else of its ONNX executed
 as written. Differences are in points, paired by image and seed, ± their standard error (seeds and images). ONNX columns: seed 0;
-literal has graph optimization off, deployed is a default session. MCT's QAT starts from its own initialization. Its GPTQ, with 4 bits alone, takes longer
-than all others together, and is measured where `--gptq` asks for it."""
+literal has graph optimization off, deployed is a default session. MCT's QAT starts from its own initialization. Its GPTQ, with 4
+bits alone, takes longer than all others together, and is measured where `--gptq` asks for it."""
 NETWORKS = ("fashion_mnist", "residual")
 BITS = (8, 4)
 RATES = (1e-3, 1e-2)
 ONE_SEED = ("GPTQ", "percentile", "onnxruntime", "uint8", "inserted")
-"""Variants of seed 0 alone: two take long, two are other forms of the same model, and the last has no calibration that a seed could change."""
+"""Variants of seed 0 alone: two take long, two are other forms of a model, and the last has no calibration that a seed could change."""
 Rights = list[np.ndarray]
 """Whether each test image was classified right, for each seed."""
 
