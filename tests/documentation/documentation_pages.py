@@ -150,6 +150,7 @@ def set_up(namespace: dict[str, Any]) -> None:
     namespace[_PLACE] = place
     namespace["__name__"] = "page"
     os.chdir(place.folder)
+    _forget_models()  # Keras counts its models' names from the start again, as in a process of its own
     sys.path.insert(0, str(place.folder))  # as in a Python that is started there
 
 
@@ -164,10 +165,14 @@ def tear_down(namespace: dict[str, Any]) -> None:
     if place.outputs:
         write_outputs(place.page, place.outputs)
     namespace.clear()  # models and data of all pages at once would take gigabytes
-    if "tf_keras" in sys.modules:
-        sys.modules["tf_keras"].backend.clear_session()
+    _forget_models()
     gc.collect()
     shutil.rmtree(place.folder, ignore_errors=True)
+
+
+def _forget_models() -> None:
+    if "tf_keras" in sys.modules:
+        sys.modules["tf_keras"].backend.clear_session()
 
 
 def write_outputs(page: Path, outputs: dict[int, tuple[Block, str]]) -> None:
