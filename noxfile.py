@@ -28,7 +28,8 @@ AGAINST_THE_BOUND = ("ml-dtypes>=0.5,<0.6", "onnx==1.22.*", "onnx-ir>=1.0,<2", "
 # The road from a recipe to a proven graph and engines, numerics, TFMOT's parts, models of both Keras: a few minutes for each pair.
 SAMPLE = (
     "tests/unit/test_tfqat_numerics.py",
-    "tests/unit/quantize",
+    "tests/unit/quantize/test_quantize_load.py",
+    "tests/unit/quantize/test_quantize_scheme.py",
     "tests/unit/export/test_export_onnx.py",
     "tests/unit/models/test_models_load.py",
     "tests/integration/test_pipeline.py",

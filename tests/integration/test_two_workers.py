@@ -99,7 +99,7 @@ def test_two_processes_give_the_result_of_one(tiny_project: Path, tmp_path: Path
         np.testing.assert_allclose(history(together, name), history(alone.directory, name), rtol=tolerance, atol=1e-6)
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.sweep)])
 def test_a_killed_process_stops_the_other_and_the_run_resumes(tiny_project: Path, tmp_path: Path, victim: int) -> None:
     chosen = [*SETTINGS, "training.epochs=60", "deterministic=true"]
     recipe = tiny_project / "tiny.yaml"
