@@ -35,14 +35,14 @@ _CGROUP = (
 )
 
 
-def fitting(model: Any, examples: int) -> int:
-    """How many of a batch's examples fit into memory at once: all, or half of them, or a quarter ...; at least LEAST.
+def fitting(each: int, examples: int) -> int:
+    """How many of a batch's examples of `each` bytes fit into memory at once: all, or half of them, or a quarter ...; at least LEAST.
 
     All of them on a GPU, whose memory TensorFlow knows better.
     """
     if tf.config.list_logical_devices("GPU"):
         return examples
-    each, free = bytes_per_example(model), free_bytes()
+    free = free_bytes()
     while free is not None and examples > LEAST and each * examples > free:
         examples = halved(examples)
     return examples

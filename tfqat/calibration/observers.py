@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfqat.calibration.histogram import BINS, MANTISSA_BITS, SHIFT, Histogram
-from tfqat.calibration.memory import LEAST, OUT_OF_MEMORY, fitting, halved
+from tfqat.calibration.memory import LEAST, OUT_OF_MEMORY, bytes_per_example, fitting, halved
 from tfqat.errors import DataError, OutOfMemoryError
 from tfqat.models.depth import functional_model
 from tfqat.quantize.quantizers import quantizers
@@ -125,7 +125,8 @@ class _Splitter:
     """Counts batches whole, or in parts where one does not fit into memory; then also the batches after it."""
 
     def __init__(self, model: Any, counter: _Counter, replicas: int, *, fixed: bool, alone: bool) -> None:
-        self._model, self._counter, self._replicas, self._fixed = model, counter, replicas, fixed
+        self._counter, self._replicas, self._fixed = counter, replicas, fixed
+        self._each = bytes_per_example(model)
         self._may_split = alone and not fixed  # of several replicas the others may have counted their part already
         self.at_once: int | None = None
 
@@ -147,7 +148,7 @@ class _Splitter:
     def _rows(self, examples: int) -> int:
         if not self._may_split:
             return examples
-        rows = fitting(self._model, examples) if self.at_once is None else min(examples, self.at_once)
+        rows = fitting(self._each, examples) if self.at_once is None else min(examples, self.at_once)
         self.at_once = rows if rows < examples else self.at_once
         return rows
 

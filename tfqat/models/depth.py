@@ -10,7 +10,7 @@ from typing import Any
 import tf_keras
 
 LIMIT = 10_000
-"""Calls within each other; Python itself allows 1,000. Each takes some hundred bytes of a stack of 8 MB, which more may overflow."""
+"""Calls within each other; Python itself allows 1,000. Calls take stack, and an overflow of it ends the process."""
 
 
 @contextmanager

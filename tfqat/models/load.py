@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,9 @@ def _load_file(path: Path, custom_objects: Mapping[str, Any] | None, unsafe: boo
     except Exception as error:  # Keras raises dozens of types for a bad file; each means the same to the user.
         if _is_about_lambda(error):
             raise ModelError(lambda_refused(str(path))) from error
-        advice = _advice(error, path, custom_objects or {})
-        raise ModelError(f"model file {path} cannot be loaded by tf_keras {tf_keras.__version__}: {_first_line(error)}{advice}") from error
+        raise ModelError(
+            f"model file {path} cannot be loaded by tf_keras {tf_keras.__version__}: {_first_line(error)}{_advice(error)}"
+        ) from error
     # A SavedModel whose Lambda was not allowed to load has a stand-in for it, of a class that only has the name.
     if any(type(layer).__name__ == "Lambda" and not isinstance(layer, tf_keras.layers.Lambda) for layer in model._flatten_layers()):
         raise ModelError(lambda_refused(str(path)))
@@ -211,30 +212,12 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _advice(error: Exception, path: Path, given: Mapping[str, Any]) -> str:
+def _advice(error: Exception) -> str:
     text = str(error)
     if "'str' object is not callable" in text:  # tf-keras 2.21 takes the name of a class that it does not know for the layer.
-        names = ", ".join(sorted(set(_foreign_classes(_configuration(path))) - set(given)))
-        return f". The file has layers of classes that Keras does not know ({names}): give the classes of custom layers as custom_objects"
+        return ". The file has a layer of a class that Keras does not know: give the classes of custom layers as custom_objects"
     if "Could not locate class" in text:
         return ". Give the classes of custom layers as custom_objects; a subclassed model has to be rebuilt with the functional API"
     if "Unknown layer" in text or "register_keras_serializable" in text:
         return ". Give the classes of custom layers as custom_objects"
     return ""
-
-
-def _configuration(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read("config.json"))
-
-
-def _foreign_classes(config: Any) -> Iterator[str]:
-    """The names of the classes in a configuration that are not of Keras, TensorFlow or tfqat, nor registered with Keras."""
-    if isinstance(config, dict):
-        module, registered = config.get("module"), config.get("registered_name")
-        foreign = isinstance(module, str) and module.split(".")[0] not in ("builtins", "keras", "tf_keras", "tensorflow", "tfqat")
-        if foreign and tf_keras.utils.get_registered_object(registered or "") is None:
-            yield str(config.get("class_name"))
-    values = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
-    for value in values:
-        yield from _foreign_classes(value)

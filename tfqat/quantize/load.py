@@ -36,5 +36,5 @@ def load_model(source: Any, custom_objects: Mapping[str, Any] | None = None, *, 
     Raises:
         ModelError: the file is missing or corrupt, or the model is subclassed or computes in another type than float32.
     """
-    with quantizers(on=False):  # Keras calls each layer to learn shapes only, and a layer that quantizes takes four times as long to trace
+    with quantizers(on=False):  # Keras calls each layer to learn its shapes, for which nothing has to be quantized
         return load.load_model(source, {**CUSTOM_OBJECTS, **(custom_objects or {})}, unsafe=unsafe, base=base)

@@ -1,4 +1,4 @@
-"""Average pooling between scales whose ratio is a simple fraction: a few in a hundred of its values are exact halves."""
+"""Average pooling between scales whose ratio is a simple fraction: one in 40 of its values is an exact half."""
 
 from __future__ import annotations
 
