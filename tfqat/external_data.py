@@ -43,12 +43,6 @@ def _of_attribute(attribute: Any) -> Iterator[Any]:
 
     if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
         yield attribute.value
-    inner = (
-        [attribute.value]
-        if attribute.type == ir.AttributeType.GRAPH
-        else attribute.value
-        if attribute.type == ir.AttributeType.GRAPHS
-        else ()
-    )
+    inner = {ir.AttributeType.GRAPH: [attribute.value], ir.AttributeType.GRAPHS: attribute.value}.get(attribute.type, ())
     for graph in inner:
         yield from (value.const_value for value in graph.initializers.values() if isinstance(value.const_value, ir.ExternalTensor))

@@ -8,12 +8,12 @@ from typing import Any
 from tfqat import files
 from tfqat.calibration.calibrate import apply, recalibrate
 from tfqat.calibration.result import Calibration
-from tfqat.errors import DataError, RecipeError, RunDirectoryError
+from tfqat.errors import RecipeError
 from tfqat.inputs import Origin, load_recipe_model, replace_recipe_blocks
 from tfqat.placement.plan import Placement
 from tfqat.quantize.apply import quantize_model
 from tfqat.recipe.load import dump_recipe, load_recipe, recipe_hash
-from tfqat.run_directory import RunDirectory, read_json, read_result
+from tfqat.run_directory import RunDirectory, read_result
 from tfqat.run_places import loaded_at_place
 from tfqat.spec import Calibrator
 
@@ -41,7 +41,8 @@ def recalibrate_run(run_directory: Path, method: str, *, out: Path, unsafe: bool
     if calibrator.method == "best":
         raise RecipeError(["--method: best compares the outputs of layers, which takes data: give the recipe calibrator: best"])
     directory = run_directory.resolve()
-    before, placement = _calibration(directory), read_result(directory, "placement.json", Placement.from_dict)
+    before = read_result(directory, "calibration.json", Calibration.from_dict)
+    placement = read_result(directory, "placement.json", Placement.from_dict)
     after = recalibrate(before, placement.points, calibrator)
     settings = {"calibrator": calibrator.method, "percentile": calibrator.percentile}
     recipe = load_recipe(directory / "recipe.yaml", [f"quantization.activations.{key}={value}" for key, value in settings.items()])
@@ -62,11 +63,3 @@ def recalibrate_run(run_directory: Path, method: str, *, out: Path, unsafe: bool
         qmodel.save(temporary)
     made.mark("complete", stage="calibrate")
     return before, after, made.path
-
-
-def _calibration(directory: Path) -> Calibration:
-    data = read_json(directory, "calibration.json")
-    try:
-        return Calibration.from_dict(data)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, DataError) as error:
-        raise RunDirectoryError(f"{directory / 'calibration.json'} cannot be read: {error}; calibrate again from data") from error
