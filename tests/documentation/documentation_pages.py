@@ -173,6 +173,8 @@ def tear_down(namespace: dict[str, Any]) -> None:
 def _forget_models() -> None:
     if "tf_keras" in sys.modules:
         sys.modules["tf_keras"].backend.clear_session()
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session()
 
 
 def write_outputs(page: Path, outputs: dict[int, tuple[Block, str]]) -> None:
