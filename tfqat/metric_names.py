@@ -1,4 +1,4 @@
-"""Which way a metric is better, told from its Keras name."""
+"""What a metric's Keras name tells: which way it is better, and what guessing gives."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ def higher_is_better(name: str) -> bool:
     The word that ends last decides, as Keras puts the name of an output before that of the metric: `error_map_accuracy` is an accuracy.
     """
     return _end(name, _HIGHER) > _end(name, _LOWER)
+
+
+def guessing(name: str, classes: int) -> float | None:
+    """The value that a classifier gets by guessing with equal odds; None for metrics that are no plain accuracy.
+
+    Args:
+        name: of the metric, such as `sparse_categorical_accuracy`, with the name of an output before it or not.
+        classes: the size of the output's last dimension; 1 is the probability of one class of two.
+    """
+    is_accuracy = name.endswith(("accuracy", "acc")) and "top" not in name.lower()
+    return 1 / max(classes, 2) if is_accuracy and classes else None
 
 
 def _end(name: str, words: tuple[str, ...]) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -84,19 +86,10 @@ def _grow(tree: Tree, branch: Branch) -> None:
             shown.add(Text(f"{what}{called}: {point.spec.describe()}, {point.calibrator.describe()}{group} ({point.reason})"))
 
 
-def placement_table(placement: Placement) -> Table:
-    """Every quantization point and every layer left float, with the reasons."""
-    title = f"Placement ({placement.preset}): {len(placement.activations)} activations, {len(placement.weights)} weights"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("point or layer", overflow="fold")
-    table.add_column("grid", no_wrap=True)
-    table.add_column("reason", overflow="fold")
-    for point in placement.points:
-        table.add_row(point.id, f"int{point.spec.num_bits} {point.calibrator.describe()}", point.reason)
-    table.add_section()
-    for layer in placement.float_layers:
-        table.add_row(layer.layer, "float", layer.reason, style="dim")
-    return table
+def placement_line(placement: Placement, recipe: Path) -> str:
+    """How much is quantized, and what shows the rest."""
+    quantized = f"{len(placement.activations)} activations, {len(placement.weights)} weights in INT8"
+    return f"Placement ({placement.preset}): {quantized}; with all reasons: tfqat plan {shlex.quote(str(recipe))}"
 
 
 def sensitivity_table(found: Sensitivity) -> Table:
@@ -172,7 +165,8 @@ def bench_table(timings: Sequence[Timing]) -> Table:
     compared = any(timing.ratio is not None for timing in timings)
     numbers = ["batch", "median ms", "p95 ms", "examples/s", *(["to the reference"] if compared else [])]
     for column in ("graph", "runtime", *numbers):
-        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=column in numbers)
+        number = column in numbers
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="ellipsis" if number else "fold")
     for one in timings:
         ratio = f"{one.ratio:.3f} ({one.ratio_spread[0]:.3f} - {one.ratio_spread[1]:.3f})" if one.ratio and one.ratio_spread else ""
         cells = [one.model, one.runtime, str(one.batch), f"{one.median_ms:.3f}", f"{one.p95_ms:.3f}", f"{one.throughput:,.0f}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -14,6 +13,7 @@ from tfqat import __version__
 from tfqat.errors import TfqatError
 from tfqat_cli.commands import bench, calibrate, doctor, export, infer, init, lint, plan, report, run, schema, sensitivity, verify
 from tfqat_cli.commands import compile as compile_command
+from tfqat_cli.quiet import keep_tensorflow_quiet
 
 EXIT_ERROR = 2
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -48,8 +48,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run the command line; a TfqatError or Ctrl-C ends with exit code 2, SIGTERM with 143, and no traceback."""
-    # Before TensorFlow is imported: its start-up notes are not about the user's work.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    keep_tensorflow_quiet()
     terminated = _interrupted_by_sigterm()
     code = None
     try:

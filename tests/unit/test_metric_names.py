@@ -1,11 +1,11 @@
-"""Which way each metric is better, by the names that Keras gives it."""
+"""Which way each metric is better and what guessing gives, by the names that Keras gives it."""
 
 from __future__ import annotations
 
 import pytest
 import tf_keras
 
-from tfqat.metric_names import higher_is_better
+from tfqat.metric_names import guessing, higher_is_better
 
 HIGHER = [
     *("accuracy", "val_accuracy", "acc", "binary_accuracy", "sparse_top_k_categorical_accuracy", "val_logits_accuracy"),
@@ -41,3 +41,14 @@ DOWN |= {"RootMeanSquaredError", "SparseCategoricalCrossentropy", "SquaredHinge"
 @pytest.mark.parametrize("kind", sorted(UP | DOWN))
 def test_the_own_name_of_each_keras_metric(kind: str) -> None:
     assert higher_is_better(getattr(tf_keras.metrics, kind)().name) is (kind in UP)
+
+
+GUESSES = [
+    *(("accuracy", 10, 0.1), ("sparse_categorical_accuracy", 4, 0.25), ("kind_accuracy", 2, 0.5), ("binary_accuracy", 1, 0.5)),
+    *(("acc", 5, 0.2), ("sparse_top_k_categorical_accuracy", 10, None), ("loss", 10, None), ("auc", 1, None), ("accuracy", 0, None)),
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "value"), GUESSES)
+def test_guessing(name: str, classes: int, value: float | None) -> None:
+    assert guessing(name, classes) == value

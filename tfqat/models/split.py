@@ -263,3 +263,4 @@ _SPLITTERS: Mapping[type, Callable[..., Split | None]] = {
     layers.EinsumDense: _split_einsum_dense,
     layers.MultiHeadAttention: _split_attention,
 }
+SPLIT_CLASSES = frozenset(kind.__name__ for kind in _SPLITTERS)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 from tfqat.errors import PlacementError, nearest
+from tfqat.models.split import SPLIT_CLASSES
 
 REGEX_PREFIX = "re:"
 
@@ -40,6 +41,11 @@ def no_match(pattern: str, named: Iterable[tuple[str, str]], *, layers: int, whe
     named = tuple(named)
     known = [*(name for name, _ in named), *sorted({class_name for _, class_name in named if class_name})]
     wanted = pattern.removeprefix(REGEX_PREFIX)
+    if pattern in SPLIT_CLASSES:
+        return (
+            f"{where}: pattern {pattern!r} matches none of the {layers} layers: a {pattern} is split into plain layers when its model is "
+            "loaded. Write its name, which selects all its parts, or the class of a part (`tfqat plan` shows both)"
+        )
     return (
         f"{where}: pattern {pattern!r} matches none of the {layers} layers{nearest(wanted, known)} "
         "(a pattern is a layer name or glob, a regular expression after 're:', or a layer class)"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tfqat.metric_names import guessing
 from tfqat.models import graph as model_graph
 from tfqat.stages.together import Training, trained
 from tfqat.stages.under_way import CHECKPOINT, CONTROL_CHECKPOINT, Run
@@ -15,6 +17,20 @@ from tfqat.training.fit import QatResult
 def evaluate_float(run: Run) -> None:
     """Measure the float model on the test data."""
     run.measure("float", run.evaluate("float", "Evaluate float", run.inputs.float_model, run.inputs.test))
+    _warn_of_guessing(run)
+
+
+def _warn_of_guessing(run: Run) -> None:
+    """A float model that does no better than chance has the wrong data or weights, and nothing that follows would say so."""
+    name, shape, examples = run.first_metric, run.inputs.float_model.outputs[0].shape, run.inputs.test.examples
+    chance = guessing(name, shape[-1] or 0) if len(shape) > 1 else None
+    if chance is None or not examples or run.measured["float"][name] > chance + 3 * math.sqrt(chance * (1 - chance) / examples):
+        return
+    found = f"its {name} on {run.inputs.test.name} is {run.measured['float'][name]:.4g}, and guessing gives {chance:.4g}"
+    run.warn(
+        f"the float model is no better than guessing: {found}. Check that the model has its trained weights, and that the data are "
+        "scaled and labelled as they were for its training; figures of a quantized form say little here"
+    )
 
 
 def measure(run: Run, qmodel: Any) -> None:

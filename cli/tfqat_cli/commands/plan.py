@@ -159,6 +159,8 @@ def _setting(name: str, value: Any) -> str:
         return "counted from the data" if name.endswith(("steps", "steps_per_epoch")) else "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_setting(key, part)}" for key, part in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return "; ".join(str(part) for part in value) or "nothing"
     return str(value)

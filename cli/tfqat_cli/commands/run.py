@@ -41,7 +41,7 @@ def run(
             unsafe=unsafe,
             resume=resume,
             progress=stages,
-            on_placement=lambda placement: console.print(display.placement_table(placement)),
+            on_placement=lambda placement: stages.message(display.placement_line(placement, recipe)),
         )
     except KeyboardInterrupt as interrupt:  # Typer ends on it with an exit code alone, without the note where the run is kept
         raise typer.Abort(*getattr(interrupt, "__notes__", ())) from interrupt

@@ -53,3 +53,9 @@ def test_message_for_a_pattern_that_matches_nothing(pattern: str, suggestion: st
         f"quantization.skip[1]: pattern {pattern!r} matches none of the 3 layers{suggestion} "
         "(a pattern is a layer name or glob, a regular expression after 're:', or a layer class)"
     )
+
+
+@pytest.mark.parametrize("name", ["SeparableConv2D", "MultiHeadAttention", "EinsumDense"])
+def test_a_class_that_is_split_when_a_model_is_loaded(name: str) -> None:
+    message = no_match(name, [("s/depthwise", "DepthwiseConv2D")], layers=1, where="quantization.skip[0]")
+    assert message.startswith(f"quantization.skip[0]: pattern {name!r} matches none of the 1 layers: a {name} is split into plain layers")
