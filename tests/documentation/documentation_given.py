@@ -19,7 +19,10 @@ _KEPT, _DAY = "tfqat-docs-given-", 86_400
 
 
 def given_run(folder: Path, namespace: dict[str, Any]) -> None:
-    """`runs/` with one finished run of the main recipe. It is made once for all pages of a test run."""
+    """`runs/` with one finished run of the main recipe: CI's, if `TFQAT_MAIN_RUN` names it, else one for all pages of a test run."""
+    if made := os.environ.get("TFQAT_MAIN_RUN"):
+        shutil.copytree(made, folder / "runs" / Path(made).name)
+        return
     kept = _kept_for_this_test_run() / "runs"
     with (kept.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

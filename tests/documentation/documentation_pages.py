@@ -144,13 +144,21 @@ def _json(block: Block, example: Example) -> None:
 _RUNNERS: dict[str, Any] = {"bash": _bash, "python": _python, "yaml": _yaml, "json": _json}
 
 
+def forget_models() -> None:
+    """Clear what both Kerases keep of the models made so far, and have them count names from the start."""
+    if "tf_keras" in sys.modules:
+        sys.modules["tf_keras"].backend.clear_session()
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session()
+
+
 def set_up(namespace: dict[str, Any]) -> None:
     """A new folder, and the page's code in it."""
     place = Place()
     namespace[_PLACE] = place
     namespace["__name__"] = "page"
     os.chdir(place.folder)
-    _forget_models()  # Keras counts its models' names from the start again, as in a process of its own
+    forget_models()  # Keras counts its models' names from the start again, as in a process of its own
     sys.path.insert(0, str(place.folder))  # as in a Python that is started there
 
 
@@ -165,16 +173,9 @@ def tear_down(namespace: dict[str, Any]) -> None:
     if place.outputs:
         write_outputs(place.page, place.outputs)
     namespace.clear()  # models and data of all pages at once would take gigabytes
-    _forget_models()
+    forget_models()
     gc.collect()
     shutil.rmtree(place.folder, ignore_errors=True)
-
-
-def _forget_models() -> None:
-    if "tf_keras" in sys.modules:
-        sys.modules["tf_keras"].backend.clear_session()
-    if "keras" in sys.modules:
-        sys.modules["keras"].utils.clear_session()
 
 
 def write_outputs(page: Path, outputs: dict[int, tuple[Block, str]]) -> None:

@@ -1,12 +1,13 @@
-"""A run that is cut off goes on with `resume`, and ends with the model that it would have ended with."""
+"""A run that is cut off goes on with `resume`, and ends with the model that it would have ended with.
+
+Processes that are killed: `tests/robustness/faults/test_faults_kills.py`.
+"""
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +152,7 @@ def test_a_run_goes_on_within_an_epoch(project: Path, tmp_path: Path) -> None:
     assert_same(cut_and_resumed(project / "tiny.yaml", chosen, tmp_path / "cut", ("Fine-tune", 38)), whole.directory)
 
 
+@pytest.mark.sweep
 def test_a_run_that_ends_in_validation_goes_on(project: Path, tmp_path: Path) -> None:
     """The steps between two saves divide the epoch."""
     chosen = [*settings(project, **{"model.source": f"{project}/float.keras"}), "qat.checkpoint_steps=8", "training.epochs=20"]
@@ -186,23 +188,6 @@ def test_the_control_is_trained_on_the_same_schedule_and_goes_on_too(tiny_projec
     assert "Float, trained on" in (directory / "report.html").read_text()
 
 
-def test_a_run_that_was_killed_goes_on(project: Path, reference: Any, tmp_path: Path) -> None:
-    """SIGKILL, as soon as there is a checkpoint of the first epoch."""
-    options = [part for value in settings(project) for part in ("--set", value)]
-    command = [sys.executable, "-m", "tfqat_cli", "run", str(project / "tiny.yaml"), "--out", str(tmp_path), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=None, cwd=project)
-    until = time.monotonic() + 200
-    while not list(tmp_path.glob("*/checkpoint.npz")) and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    (directory,) = tmp_path.iterdir()
-    assert json.loads((directory / "manifest.json").read_text())["status"] == "running"
-    done = subprocess.run([*command, "--resume", str(directory)], capture_output=True, text=True, cwd=project, check=False)
-    assert done.returncode == 0, done.stderr
-    assert_same(directory, reference.directory)
-
-
 FULL_DISK = """
 import contextlib, resource, sys
 import tfqat
@@ -225,7 +210,9 @@ except tfqat.errors.TfqatError as error:
 """
 
 
-@pytest.mark.parametrize(("stage", "missing"), [("Fine-tune", "checkpoint.npz"), ("Export ONNX", "model.onnx")])
+@pytest.mark.parametrize(
+    ("stage", "missing"), [("Fine-tune", "checkpoint.npz"), pytest.param("Export ONNX", "model.onnx", marks=pytest.mark.sweep)]
+)
 def test_a_full_disk_ends_the_run_with_what_it_has(tiny_project: Path, tmp_path: Path, stage: str, missing: str) -> None:
     recipe, chosen = tiny_project / "tiny.yaml", [*SETTINGS]
     command = [sys.executable, "-c", FULL_DISK, stage, str(recipe), str(tmp_path), *chosen]

@@ -36,7 +36,7 @@ from tfqat.quantize import state
 from tfqat.quantize.quantizers import layer_name
 
 MEMORY = 2**30
-"""Bytes that the activations between two layers may take, of all examples together; at a product they are held about three times."""
+"""Bytes that the activations between two layers may take, of all examples together; one batch is held twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,26 +121,31 @@ class _Walk:
         ends = {pieces.of(product.output): product for product in products}
         return cls(qmodel=qmodel, pieces=pieces, products=products, ends=ends, rounding=rounding, bias=bias, left=left)
 
-    def advance(self, number: int, lives: Sequence[Values]) -> list[Values]:
-        """The activations behind piece `number`, the product at its end corrected."""
+    def advance(self, number: int, lives: list[Values]) -> list[Values]:
+        """The activations behind piece `number`, the product at its end corrected; `lives` is used up, as both do not fit into memory."""
         product = self.ends.get(number)
         if product is None:
-            return [self.pieces.run(live, number, number + 1) for live in lives]
+            return self._behind(number, lives)
         ref, shifts = TensorRef(layer=product.output), self.bias and product.bias is not None
-        wanted: list[tf.Tensor] = []
+        wanted: np.ndarray | None = None
         if shifts:
             product.handle.enabled.assign(False)  # before the weight is another one
-            wanted = [self.pieces.run(live, number, number + 1)[ref] for live in lives]
+            wanted = _mean(self.pieces.run(live, number, number + 1)[ref] for live in lives)
             product.handle.enabled.assign(True)
         if self.rounding:
             self._round(product, [live[product.reads] for live in lives])
-        after = [self.pieces.run(live, number, number + 1) for live in lives]
+        after = self._behind(number, lives)
         shift = np.zeros((), np.float32)
-        if shifts:
-            shift = _mean_difference(wanted, [live[ref] for live in after])
+        if wanted is not None:
+            shift = np.asarray(wanted - _mean(live[ref] for live in after), np.float32)
             product.bias.assign_add(shift)
             self.shifts[product.layer] = shift
-        return [{**live, ref: product.activation(live[ref] + shift)} for live in after]
+        for index, live in enumerate(after):
+            after[index] = {**live, ref: product.activation(live[ref] + shift)}
+        return after
+
+    def _behind(self, number: int, lives: list[Values]) -> list[Values]:
+        return [self.pieces.run(lives.pop(0), number, number + 1) for _ in range(len(lives))]
 
     def _round(self, product: _Product, inputs: Sequence[tf.Tensor]) -> None:
         reason = obstacle(product.inner)
@@ -233,12 +238,12 @@ def _checked(qmodel: Any, inputs: Any, number: int) -> Any:
     return inputs
 
 
-def _mean_difference(wanted: Sequence[tf.Tensor], found: Sequence[tf.Tensor]) -> np.ndarray:
-    """The mean of wanted - found over all axes but the last, float32 of shape (channels,); summed in float64."""
+def _mean(values: Iterable[tf.Tensor]) -> np.ndarray:
+    """The mean over all axes but the last and all batches, float64 of shape (channels,)."""
     total: Any = 0.0
     count = 0
-    for value, other in zip(wanted, found, strict=True):
-        difference = (value - other).numpy().reshape(-1, value.shape[-1])
-        total = total + difference.sum(axis=0, dtype=np.float64)
-        count += len(difference)
-    return np.asarray(total / count, np.float32)
+    for value in values:
+        rows = value.numpy().reshape(-1, value.shape[-1])
+        total = total + rows.sum(axis=0, dtype=np.float64)
+        count += len(rows)
+    return np.asarray(total / count)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx import version_converter
 from onnx_ir import convenience
@@ -40,16 +39,29 @@ def apply(graph: ir.Graph, form: Form) -> None:
         _set_batch_of_outputs(graph, form.batch)
 
 
-def upgraded(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The same graph in a later opset, by ONNX's own converter; names, constants and metadata stay.
+_PASSES_BY = 1_000_000
+"""Bytes from which a constant stays out while the converter works: what it takes is one message of at most 2 GB."""
+
+
+def upgraded(model: ir.Model, opset: int) -> ir.Model:
+    """The same graph in a later opset, by ONNX's own converter; names, constants and metadata stay. The given model is used up.
 
     Raises:
         ExportError: the converter does not know how.
     """
+    held: dict[str, ir.TensorProtocol] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _PASSES_BY:
+            held[name] = tensor
+            value.const_value = ir.ExternalTensor("held", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
     try:
-        return version_converter.convert_version(proto, opset)
+        converted = ir.from_proto(version_converter.convert_version(ir.to_proto(model), opset))
     except Exception as error:  # the converter raises RuntimeError and its own classes (onnx 1.19)
         raise ExportError(f"ONNX's version converter cannot write opset {opset}: {str(error).splitlines()[0]}; take a lower one") from error
+    for name, tensor in held.items():
+        converted.graph.initializers[name].const_value = tensor
+    return converted
 
 
 def _images(graph: ir.Graph, form: Form) -> list[ir.Value]:

@@ -165,7 +165,7 @@ def _write(model: ir.Model, path: Path, metadata: Mapping[str, str], *, opset: i
     model.metadata_props.update(metadata)
     model.producer_name, model.producer_version, model.graph.doc_string = "tfqat", __version__, None
     if opset > tf2onnx_adapter.LAST_OPSET:
-        model = ir.from_proto(forms.upgraded(ir.to_proto(model), opset))
+        model = forms.upgraded(model, opset)
     constants = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if constants > edit.IN_MEMORY if external_data is None else external_data:
         return _write_with_data(model, path)

@@ -227,19 +227,43 @@ def _relative_difference(wanted: np.ndarray, found: np.ndarray) -> float:
 
 
 def _limited(qmodel: Any, dataset: Iterable[Any], examples: int) -> Iterable[Any]:
-    """The inputs of the first `examples` examples, in batches of at most BATCH, fewer where the model's points hold many values."""
-    left = examples
+    """The inputs of the first `examples` examples, in batches of at most BATCH, fewer where the model's points hold many values.
+
+    All batches but the last have the same size, if the model's is free and the examples' shapes agree: XLA compiles anew for each size.
+    """
+    left, held = examples, None
     values = sum(
         int(np.prod(tensor.shape[1:])) if None not in tensor.shape[1:] else 0 for tensor in state.activation_inputs(qmodel).values()
     )
     largest = min(BATCH, max(1, BATCH_VALUES // max(values, 1)))
+    is_free = all(tensor.shape[0] is None for tensor in qmodel.inputs)
     for batch in dataset:
         inputs = inputs_of(batch)
         check_batch(qmodel, inputs, where="verify")
-        size = min(left, int(tf.nest.flatten(inputs)[0].shape[0]))
-        for start in range(0, size, largest):
-            part = slice(start, min(start + largest, size))
-            yield tf.nest.map_structure(lambda value, part=part: value[part], inputs)
-        left -= size
+        inputs = _part(inputs, 0, left)
+        left -= _size(inputs)
+        if held is not None and is_free and _shapes(held) == _shapes(inputs):
+            inputs = tf.nest.map_structure(lambda one, other: np.concatenate([one, other]), held, inputs)
+        elif held is not None:
+            yield held
+        whole = _size(inputs) // largest * largest
+        for start in range(0, whole, largest):
+            yield _part(inputs, start, start + largest)
+        held = _part(inputs, whole, None) if whole < _size(inputs) else None
         if left <= 0:
-            return
+            break
+    if held is not None:
+        yield held
+
+
+def _part(inputs: Any, start: int, stop: int | None) -> Any:
+    return tf.nest.map_structure(lambda value: value[start:stop], inputs)
+
+
+def _size(inputs: Any) -> int:
+    return int(tf.nest.flatten(inputs)[0].shape[0])
+
+
+def _shapes(inputs: Any) -> list[tuple[int, ...]]:
+    """Of one example."""
+    return [tuple(value.shape[1:]) for value in tf.nest.flatten(inputs)]

@@ -51,8 +51,9 @@ def collect(qmodel: Any, batches: list[Any]) -> Any:
     norms = [layer.layer for layer in qmodel.layers if isinstance(getattr(layer, "layer", None), tf_keras.layers.BatchNormalization)]
     for norm in norms:
         norm.trainable = False
+    step = tf.function(lambda batch: qmodel(batch, training=True))  # traced once: to its advantage where time is measured
     for number in range(COLLECTED):
-        qmodel(batches[number % len(batches)], training=True)
+        step(batches[number % len(batches)])
     for norm in norms:
         norm.trainable = True
     return qmodel

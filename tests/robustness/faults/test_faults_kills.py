@@ -121,11 +121,11 @@ class Chain:
 
 
 CASES = {
-    "terminated where it trains": [("qat", "SIGTERM")],
-    "killed where it trains and where it exports": [("qat", "SIGKILL"), ("export", "SIGKILL")],
+    "killed where it trains, terminated where it exports": [("qat", "SIGKILL"), ("export", "SIGTERM")],
+    "terminated where it trains, killed where it exports": [("qat", "SIGTERM"), ("export", "SIGKILL")],
     "terminated where it calibrates and where it proves": [("calibrate", "SIGTERM"), ("verify", "SIGTERM")],
 }
-SAMPLE = "terminated where it trains"
+SAMPLE = "killed where it trains, terminated where it exports"
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case == SAMPLE else pytest.mark.robustness) for case in CASES])

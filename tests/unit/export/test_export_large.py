@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import tf_keras
 
-from tfqat.export import large
+from tfqat.export import form, large
 from tfqat.export.onnx import export_float_onnx
 
 layers = tf_keras.layers
@@ -51,3 +51,20 @@ def test_the_graph_computes_the_same(least: int, tmp_path: Path, monkeypatch: py
 def test_a_model_that_fits_goes_whole() -> None:
     model = network()
     assert large.with_large_weights_apart(model) == (model, ())
+
+
+def test_large_constants_stay_out_of_the_converter_of_opsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = network(), np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype(np.float32)
+    export_float_onnx(model, tmp_path / "whole.onnx", opset=21)
+    given: list[int] = []
+    convert = form.version_converter.convert_version
+
+    def converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+        given.append(proto.ByteSize())
+        return convert(proto, opset)
+
+    monkeypatch.setattr(form.version_converter, "convert_version", converted)
+    monkeypatch.setattr(form, "_PASSES_BY", 100)
+    export_float_onnx(model, tmp_path / "apart.onnx", opset=21)
+    assert given[0] < 5 * 16 * 16 * 6 * 4
+    np.testing.assert_array_equal(run(tmp_path / "apart.onnx", images), run(tmp_path / "whole.onnx", images))
