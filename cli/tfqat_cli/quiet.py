@@ -1,4 +1,4 @@
-"""Keeps TensorFlow's start-up notes from the terminal. Since 2.20 it prints them whatever `TF_CPP_MIN_LOG_LEVEL` says:
+"""Keeps TensorFlow's start-up notes from the terminal. 2.21 prints them whatever `TF_CPP_MIN_LOG_LEVEL` says:
 
 WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
 I0000 00:00:1795890749.865510   15996 port.cc:153] oneDNN custom operations are on. ...

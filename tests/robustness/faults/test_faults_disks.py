@@ -118,8 +118,8 @@ def test_a_command_that_cannot_write_says_where_and_leaves_what_was_there(
     launcher.run(*command(name, project=tiny_project, disk=disk.path, exported=exported), folder=exported)
 
 
-FILLINGS = (0, 4, 16, 48, 96, 160, 240, 320, 400, 480, 560, 640, 720, 800)
-"""kB that are left when a run begins: it stops where they end, in one stage or another."""
+FILLINGS = (0.0, 0.01, 0.1, 0.4, 0.6, *(share / 100 for share in range(70, 200, 5)))
+"""What is left when a run begins, as a share of what the whole one has in the end: it stops where that ends, in one stage or another."""
 
 
 @pytest.mark.robustness
@@ -129,9 +129,9 @@ def test_a_run_whose_disk_fills_up_goes_on(
 ) -> None:
     launcher.run("run", "tiny.yaml", "--out", tmp_path / "whole", *OPTIONS, folder=tiny_project)
     (reference,) = (tmp_path / "whole").iterdir()
-    stages = set()
-    for left in FILLINGS:
-        disk.fill(but=left)
+    stages, takes = set(), sum(path.stat().st_size for path in reference.iterdir())
+    for share in FILLINGS:
+        disk.fill(but=round(share * takes / 1024))
         command = launcher.start("run", "tiny.yaml", "--out", disk.path / "runs", *OPTIONS, folder=tiny_project)
         code, made = command.wait(), list((disk.path / "runs").glob("*"))
         disk.clear()

@@ -78,7 +78,7 @@ class Chain:
         if self._complete:
             return
         command = self.start()
-        while stage != "load" and not command.ended.is_set() and self._stage() != stage:
+        while stage != "load" and not command.ended.is_set() and self._stage(command) != stage:
             time.sleep(0.001)
         command.ended.wait(after)
         if not command.ended.is_set():
@@ -101,13 +101,17 @@ class Chain:
         assert code == 143, command.said
         assert "error: stopped by SIGTERM" in command.said and "Traceback" not in command.said, command.said
         assert not self._checks.unfinished(self._out) if self._out.exists() else True
-        if directory is not None:
-            assert json.loads((directory / "manifest.json").read_text())["status"] == "incomplete"
+        manifest = json.loads((directory / "manifest.json").read_text()) if directory is not None else None
+        if manifest is not None and manifest.get("process", {}).get("pid") == command.pid:
+            assert manifest["status"] == "incomplete"
             assert f"--resume {directory}` goes on from there" in command.said
 
-    def _stage(self) -> str:
-        directory = self.directory
-        return json.loads((directory / "manifest.json").read_text())["stage"] if directory else ""
+    def _stage(self, command: Any) -> str:
+        """Where the command is; empty before it has the run in hand, whose manifest then still says where the one before was stopped."""
+        if self.directory is None:
+            return ""
+        manifest = json.loads((self.directory / "manifest.json").read_text())
+        return str(manifest["stage"]) if manifest.get("process", {}).get("pid") == command.pid else ""
 
     def end(self, reference: Path) -> None:
         """Let the run end, and compare it with the one that nothing cut off."""
