@@ -74,11 +74,11 @@ class Chain:
         return self._launcher.start("run", "tiny.yaml", "--out", self._out, *self._options, *resume, folder=self._project)
 
     def stop_in(self, stage: str, name: str, after: float) -> None:
-        """Stop the run so many seconds after it entered a stage; without a directory, after it was started."""
+        """Stop the run so many seconds after it entered a stage, or one behind it that is next; without a directory, after it was started."""
         if self._complete:
             return
         command = self.start()
-        while stage != "load" and not command.ended.is_set() and self._stage(command) != stage:
+        while stage != "load" and not command.ended.is_set() and self._stage(command) < STAGES.index(stage):
             time.sleep(0.001)
         command.ended.wait(after)
         if not command.ended.is_set():
@@ -106,12 +106,12 @@ class Chain:
             assert manifest["status"] == "incomplete"
             assert f"--resume {directory}` goes on from there" in command.said
 
-    def _stage(self, command: Any) -> str:
-        """Where the command is; empty before it has the run in hand, whose manifest then still says where the one before was stopped."""
+    def _stage(self, command: Any) -> int:
+        """Where the command is; before it has the run in hand, the manifest still says where the one before was stopped."""
         if self.directory is None:
-            return ""
+            return 0
         manifest = json.loads((self.directory / "manifest.json").read_text())
-        return str(manifest["stage"]) if manifest.get("process", {}).get("pid") == command.pid else ""
+        return STAGES.index(manifest["stage"]) if manifest.get("process", {}).get("pid") == command.pid else 0
 
     def end(self, reference: Path) -> None:
         """Let the run end, and compare it with the one that nothing cut off."""
