@@ -74,7 +74,7 @@ class Chain:
         return self._launcher.start("run", "tiny.yaml", "--out", self._out, *self._options, *resume, folder=self._project)
 
     def stop_in(self, stage: str, name: str, after: float) -> None:
-        """Stop the run so many seconds after it entered a stage, or one behind it that is next; without a directory, after it was started."""
+        """Stop the run so many seconds after it entered a stage or a later one; without a directory, after it started."""
         if self._complete:
             return
         command = self.start()
