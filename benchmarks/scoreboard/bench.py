@@ -31,12 +31,18 @@ class Bench:
         seeds: of accuracy: each draws the calibration images and orders the training images.
         quick: few images, one round, no EfficientNet: to see that everything works. Its figures mean nothing.
         gptq: measure MCT's GPTQ too.
+        networks: of accuracy, by their names in NETWORKS; none: all.
+        tools_wanted: of accuracy, by their titles, beside the float model and tfqat; none: all.
+        earlier: figures of the comparison from the run before, which those that are measured again replace.
         keep: takes what a comparison has found so far, so that one that is cut short is not lost.
     """
 
     seeds: int
     quick: bool
     gptq: bool = False
+    networks: tuple[str, ...] = ()
+    tools_wanted: tuple[str, ...] = ()
+    earlier: dict[str, Any] = field(default_factory=dict)
     keep: Callable[[dict[str, Any]], None] = lambda found: None
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="scoreboard-")))
     made: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

@@ -25,6 +25,13 @@ def merged(sections: Sections, name: str, figures: Any, *, seconds: float, setti
     return {**sections, name: {**entry, "figures": figures}}
 
 
+def partly_again(earlier: dict[str, Any], entry: dict[str, Any], what: str) -> dict[str, Any]:
+    """A section of which a part was measured again: time and machine are those of the whole, and the settings say what is newer."""
+    newer = f"{what} ({entry['measured']}, revision {entry['machine']['revision']})"
+    settings = {**earlier["settings"], "measured again": newer}
+    return {**earlier, "settings": settings, "tools": {**earlier["tools"], **entry["tools"]}, "figures": entry["figures"]}
+
+
 def write(path: Path, sections: Sections) -> None:
     """Write the whole file or nothing."""
     text = json.dumps({"sections": _rounded(sections)}, indent=1, ensure_ascii=False)

@@ -12,8 +12,9 @@ import numpy as np
 
 from benchmarks.scoreboard.bench import Bench, outputs
 from benchmarks.scoreboard.contests import Contest
+from benchmarks.scoreboard.networks import NETWORKS as NETWORKS_OF
 from benchmarks.scoreboard.peer import Cannot
-from benchmarks.scoreboard.peers import FLOAT, PEERS, TFQAT, Place
+from benchmarks.scoreboard.peers import FLOAT, MCT, PEERS, TFMOT, TFQAT, Place
 from benchmarks.scoreboard.spread import mean_and_deviation, paired
 from benchmarks.scoreboard.tables import NONE, Table, difference, label, percent, short
 from benchmarks.scoreboard.worker import Failed, Worker
@@ -33,29 +34,57 @@ ONE_SEED = ("GPTQ", "percentile", "onnxruntime", "uint8", "inserted")
 """Variants of seed 0 alone: two take long, two are other forms of a model, and the last has no calibration that a seed could change."""
 Rights = list[np.ndarray]
 """Whether each test image was classified right, for each seed."""
+LONGEST_FIRST = (MCT, TFMOT, FLOAT, TFQAT)
+"""Tools that train; those that do not come after them, so that both processes end at about the same time."""
 
 
 def measure(bench: Bench) -> dict[str, Any]:
     """All networks; two tools at a time, one core each, as no time is measured here."""
-    found: dict[str, Any] = {}
-    for name in NETWORKS:
-        found[name] = _network(bench, name)
-        bench.keep(found)
+    found: dict[str, Any] = dict(bench.earlier)
+    names = bench.networks or NETWORKS
+    for name in names:
+        _write_data(bench, name)
+    wanted = [place for place in PEERS.values() if place == TFQAT or place.title in bench.tools_wanted or not bench.tools_wanted]
+    jobs = [(FLOAT, 8), *((place, bits) for bits in BITS for place in wanted)]
+    order = [(name, *job) for name in names for job in sorted(jobs, key=_length)]
+    with ThreadPoolExecutor(2) as pool:
+        running = {one: pool.submit(_rows, bench, *one) for one in order}
+        for name in names:
+            rows = [row for job in jobs for row in running[(name, *job)].result()]
+            found[name] = _with_earlier(bench.earlier.get(name), _network(NETWORKS_OF[name].title, rows))
+            bench.keep(found)
     return found
 
 
-def _network(bench: Bench, name: str) -> dict[str, Any]:
+def _length(job: tuple[Place, int]) -> int:
+    return LONGEST_FIRST.index(job[0]) if job[0] in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+def _write_data(bench: Bench, name: str) -> None:
     network, folder = bench.network(name)
     for seed in range(bench.seeds):
         network.calibration(folder, seed)
         network.training(folder, seed, bench.training_images)
     network.test(folder)
-    jobs = [(FLOAT, 8), *((place, bits) for bits in BITS for place in PEERS.values())]
-    with ThreadPoolExecutor(2) as pool:
-        found = [row for rows in pool.map(lambda job: list(_rows(bench, name, *job)), jobs) for row in rows]
-    float_right = next(row for row in found if row["peer"] == FLOAT.title and row["kind"] == "PTQ")["right"]
-    ours = {(row["bits"], row["kind"]): row["right"] for row in found if row["peer"] == TFQAT.title and row["variant"] == "tensorrt"}
-    return {"title": network.title, "rows": [_judged(row, float_right, ours.get((row["bits"], row["kind"]))) for row in found]}
+
+
+def _network(title: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    float_right = next(row for row in rows if row["peer"] == FLOAT.title and row["kind"] == "PTQ")["right"]
+    ours = {(row["bits"], row["kind"]): row["right"] for row in rows if row["peer"] == TFQAT.title and row["variant"] == "tensorrt"}
+    return {"title": title, "rows": [_judged(row, float_right, ours.get((row["bits"], row["kind"]))) for row in rows]}
+
+
+def _with_earlier(earlier: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
+    """The rows of the run before, with those in their places that were measured again."""
+    again = {(row["peer"], row["bits"]) for row in found["rows"]}
+    rows: list[dict[str, Any]] = []
+    for row in (earlier or {"rows": []})["rows"]:
+        key = row["peer"], row["bits"]
+        if key not in again:
+            rows.append(row)
+        elif not any((one["peer"], one["bits"]) == key for one in rows):
+            rows += [one for one in found["rows"] if (one["peer"], one["bits"]) == key]
+    return {**found, "rows": rows + [row for row in found["rows"] if row not in rows]}
 
 
 def _judged(row: dict[str, Any], float_right: Rights, ours: Rights | None) -> dict[str, Any]:
@@ -70,7 +99,11 @@ def _judged(row: dict[str, Any], float_right: Rights, ours: Rights | None) -> di
     return row
 
 
-def _rows(bench: Bench, name: str, place: Place, bits: int) -> Iterator[dict[str, Any]]:
+def _rows(bench: Bench, name: str, place: Place, bits: int) -> list[dict[str, Any]]:
+    return list(_each_row(bench, name, place, bits))
+
+
+def _each_row(bench: Bench, name: str, place: Place, bits: int) -> Iterator[dict[str, Any]]:
     """PTQ by every variant, then QAT, of one tool."""
     start = {"peer": place.title, "bits": bits}
     try:

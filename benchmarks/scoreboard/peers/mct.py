@@ -51,12 +51,17 @@ def fit(qmodel: Any, images: Any, labels: Any, schedule: Schedule) -> Any:
 GPTQ_EPOCHS = 5
 
 
-def of_bits(bits: int) -> Any:
-    """All weights in `bits`, by hand: the default target has 8, and 4 and 2 as choices of its mixed precision."""
+def of_bits(bits: int, model: Any) -> Any:
+    """All weights in `bits`, by hand: the default target has 8, and 4 and 2 as choices of its mixed precision.
+
+    It takes no kind of layer that the model does not have.
+    """
     widths = mct.core.BitWidthConfig()
     if bits != 8:
         kinds = {tf.keras.layers.Conv2D: "kernel", tf.keras.layers.DepthwiseConv2D: "depthwise_kernel", tf.keras.layers.Dense: "kernel"}
         for kind, weight in kinds.items():
+            if not any(type(layer) is kind for layer in model.layers):
+                continue
             widths.set_manual_weights_bit_width(NodeTypeFilter(kind), bits, weight)
     return mct.core.CoreConfig(bit_width_config=widths)
 
@@ -87,13 +92,13 @@ class _Mct:
             return ([batch] for batch in batches)
 
         if variant == "QAT":
-            return mct.qat.keras_quantization_aware_training_init_experimental(model, data, core_config=of_bits(bits))[0]
+            return mct.qat.keras_quantization_aware_training_init_experimental(model, data, core_config=of_bits(bits, model))[0]
         if variant == "GPTQ":
             config = mct.gptq.get_keras_gptq_config(n_epochs=GPTQ_EPOCHS)
-            return mct.gptq.keras_gradient_post_training_quantization(model, data, gptq_config=config, core_config=of_bits(bits))[0]
+            return mct.gptq.keras_gradient_post_training_quantization(model, data, gptq_config=config, core_config=of_bits(bits, model))[0]
         if bits == 8:
             return quantize(model, batches)
-        return mct.ptq.keras_post_training_quantization(model, data, core_config=of_bits(bits))[0]
+        return mct.ptq.keras_post_training_quantization(model, data, core_config=of_bits(bits, model))[0]
 
     def finetune(self, model: Any, images: Any, labels: Any, schedule: Schedule) -> Any:
         return fit(model, images, labels, schedule)

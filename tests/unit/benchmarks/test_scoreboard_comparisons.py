@@ -94,3 +94,17 @@ def test_a_comparison_that_does_not_exist_is_named(capsys: pytest.CaptureFixture
         main(["acuracy"])
 
     assert "no comparison is called 'acuracy'; there are lines, " in capsys.readouterr().err
+
+
+def test_rows_that_are_measured_again_stand_where_they_stood() -> None:
+    def row(peer: str, bits: int, kind: str, value: float) -> dict[str, Any]:
+        return {"peer": peer, "bits": bits, "kind": kind, "value": value}
+
+    earlier = {
+        "title": "n",
+        "rows": [row("float", 8, "PTQ", 1), row("MCT", 4, "PTQ", 2), row("MCT", 4, "QAT", 3), row("T", 4, "PTQ", 4)],
+    }
+    found = {"title": "n", "rows": [row("MCT", 4, "QAT", 5), row("float", 8, "PTQ", 1), row("new", 8, "PTQ", 6)]}
+    rows = accuracy._with_earlier(earlier, found)["rows"]
+    assert [(one["peer"], one["value"]) for one in rows] == [("float", 1), ("MCT", 5), ("T", 4), ("new", 6)]
+    assert accuracy._with_earlier(None, found) == found

@@ -25,3 +25,11 @@ def test_a_partial_run_keeps_the_figures_of_the_others(tmp_path: Path) -> None:
 
 def test_no_file_has_no_sections(tmp_path: Path) -> None:
     assert results.read(tmp_path / "none.json") == {}
+
+
+def test_a_part_that_is_measured_again_keeps_the_time_of_the_whole() -> None:
+    earlier = results.merged({}, "accuracy", {"a": 1}, seconds=3000, settings={"seeds": 5}, tools={"TFMOT": {}})["accuracy"]
+    entry = results.merged({}, "accuracy", {"a": 2}, seconds=60, settings={"seeds": 5}, tools={"Sony MCT": {}})["accuracy"]
+    found = results.partly_again(earlier, entry, "Sony MCT")
+    assert (found["seconds"], found["figures"], set(found["tools"])) == (3000, {"a": 2}, {"TFMOT", "Sony MCT"})
+    assert found["settings"]["seeds"] == 5 and found["settings"]["measured again"].startswith("Sony MCT (20")
