@@ -130,7 +130,7 @@ def test_plan_prints_placement_and_schedule_and_writes_nothing(tiny_project: Pat
     assert "● stem Conv2D\nkernel: int8 per channel, max (weight of Conv2D)\nreads image: int8 per tensor, percentile 99.99" in table
     assert "○ stem_bn BatchNormalization: folded into the scales of stem" in table
     counted = ("steps_per_epoch counted from the data", "total_steps counted from the data", "warmup_steps counted from the data")
-    said = ("epochs 1", "batch_size 32", "learning_rate 0.01", "weight_decay 0.0", "optimizer name sgd, momentum 0.9, nesterov False")
+    said = ("epochs 1", "batch_size 32", "learning_rate 0.01", "weight_decay 0", "optimizer name sgd, momentum 0.9, nesterov False")
     for row in (*counted, *said, "clip_norm none", "freeze_batchnorm none", "distill none"):
         assert row in table
     assert {path: path.stat().st_mtime_ns for path in tiny_project.iterdir()} == before
