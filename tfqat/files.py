@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -179,3 +180,21 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextlib.contextmanager
+def stderr_to(descriptor: int) -> Iterator[None]:
+    """Standard error of the process goes to another descriptor, what C++ writes too, which knows nothing of `sys.stderr`.
+
+    Raises:
+        OSError: the process has no standard error.
+    """
+    kept = os.dup(2)
+    sys.stderr.flush()
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -15,6 +15,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from tfqat.files import stderr_to
+
 # A process of its own, so that what TensorFlow says when it ends this one (such as on a CPU without AVX) is still printed.
 _PASS_ON = """
 import sys
@@ -55,21 +57,17 @@ def _quiet(loader: Loader) -> None:
 
 @contextlib.contextmanager
 def _without_notes() -> Iterator[None]:
-    """The descriptor of stderr leads through a filter: the notes come from C++, which knows nothing of `sys.stderr`."""
+    """The descriptor of stderr leads through a filter, as the notes come from C++."""
     try:
-        kept = os.dup(2)
+        os.fstat(2)
     except OSError:  # stderr is closed
         yield
         return
     filtering = subprocess.Popen([sys.executable, "-I", "-S", "-c", _PASS_ON], stdin=subprocess.PIPE)
     assert filtering.stdin is not None
-    os.dup2(filtering.stdin.fileno(), 2)
-    filtering.stdin.close()
     try:
-        yield
+        with filtering.stdin as pipe, stderr_to(pipe.fileno()):
+            yield
     finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
         with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on if a process that was started meanwhile has its pipe
             filtering.wait(timeout=2)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tfqat.errors import TfqatError, add_note
+from tfqat.files import stderr_to
 
 if TYPE_CHECKING:
     from tfqat.analysis.bench import Bench, Change, Level, Levels
@@ -104,13 +105,5 @@ def _pickled(error: Exception) -> bytes:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Standard error to nowhere; TensorFlow writes to its descriptor when it is imported."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
+    with open(os.devnull, "wb") as nowhere, stderr_to(nowhere.fileno()):
         yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

@@ -213,3 +213,15 @@ def test_two_inputs_and_two_outputs_by_name_or_in_order(tmp_path: Path) -> None:
     assert found.first_difference is not None and found.first_difference.point == "two"
     with pytest.raises(DataError, match="a batch lacks the input 'left'"):
         compare_graphs(tmp_path / "model.onnx", changed, [{"right": right}])
+
+
+@pytest.mark.parametrize(
+    ("size", "examples", "sizes"), [(7, 120, [50, 50, 20]), (128, 130, [50, 50, 30]), (64, 100, [50, 50]), (3, 4, [4])]
+)
+def test_batches_have_one_size_however_the_data_come(tiny_quantized: Any, size: int, examples: int, sizes: list[int]) -> None:
+    from tfqat.proof.verify import _limited
+
+    data = np.random.default_rng(0).normal(size=(200, *tiny_quantized.input_shape[1:])).astype(np.float32)
+    found = list(_limited(tiny_quantized, (data[start : start + size] for start in range(0, len(data), size)), examples))
+    assert [len(batch) for batch in found] == sizes
+    np.testing.assert_array_equal(np.concatenate(found), data[:examples])
